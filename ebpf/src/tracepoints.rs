@@ -10,8 +10,8 @@ use ebpf_common::trace::Offsets;
 
 use crate::kernel_types::{KernelTypes, TypesError};
 
-/// Addresses of the one end that the programs compare.
-pub(crate) const MOST_SOURCES: usize = 2;
+/// What there is room for in `SOURCES`.
+pub(crate) const MOST_SOURCES: usize = 1024;
 
 /// What there is room for in `TARGETS`.
 pub(crate) const MOST_TARGETS: usize = 1024;
@@ -55,7 +55,7 @@ pub enum TracepointError {
         #[source]
         source: Box<ProgramError>,
     },
-    /// More addresses of the one end than the programs compare.
+    /// More addresses of the one end than there is room for.
     #[error("{0} addresses are too many for one end: {most} can be followed", most = MOST_SOURCES)]
     TooManySources(usize),
     /// More ends than there is room for.

@@ -51,7 +51,7 @@ fn chosen(arguments: impl Fn(&str) -> Result<usize, TypesError>) -> Result<[Chos
 /// Whose packets shall be followed, in both directions.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Wanted {
-    /// Addresses of one end, at most two; none: anybody.
+    /// Addresses of one end, at most 1024; none: anybody.
     pub sources: Vec<Ip>,
     /// Its port; `None`: any.
     pub source_port: Option<Port>,
@@ -80,16 +80,19 @@ impl Tracer {
     pub fn start(wanted: &Wanted, types: &KernelTypes) -> Result<Self, TracepointError> {
         let filter = filter(wanted)?;
         let chosen = chosen(|tracepoint| types.arguments(tracepoint))?;
-        let btf = types
-            .for_loader()
-            .map_err(|error| TracepointError::Btf(Box::new(error)))?;
-        let mut programs = EbpfLoader::new()
-            .btf(Some(&btf))
+        // The loader reads the kernel's types for itself, whatever it is given.
+        let (btf, loader) = std::thread::scope(|scope| {
+            let loader = scope.spawn(EbpfLoader::new);
+            (types.for_loader(), loader.join())
+        });
+        let btf = btf.map_err(|error| TracepointError::Btf(Box::new(error)))?;
+        let mut programs = loader
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
             .override_global("OFFSETS", &offsets(types)?, true)
             .override_global("FILTER", &filter, true)
             .load(TRACE_OBJECT)
             .map_err(|error| TracepointError::Load(Box::new(error)))?;
-        write_targets(&mut programs, wanted)?;
+        write_ends(&mut programs, wanted)?;
         let events = RingBuf::try_from(take(&mut programs, "EVENTS")?).map_err(map("open", "EVENTS"))?;
         let lost = PerCpuArray::try_from(take(&mut programs, "LOST")?).map_err(map("open", "LOST"))?;
         let missed = PerCpuArray::try_from(take(&mut programs, "MISSED")?).map_err(map("open", "MISSED"))?;
@@ -206,12 +209,13 @@ fn filter(wanted: &Wanted) -> Result<Filter, TracepointError> {
         return Err(TracepointError::TooManyVxlanPorts(vxlan_ports.len()));
     }
     let bit = |(_, port): &(Ip, Option<Port>)| port.map_or(Filter::EVERY, |_| Filter::NAMED);
-    let addresses: BTreeSet<Ip> = targets.iter().map(|(address, _)| *address).collect();
+    let ends = |addresses: BTreeSet<Ip>| pair(addresses.into_iter()).unwrap_or([Ip::ANY; 2]);
     let mut ports = vxlan_ports.iter().copied();
     Ok(Filter {
-        sources: pair(sources.iter().copied()).unwrap_or([Ip::ANY; 2]),
-        targets: pair(addresses.into_iter()).unwrap_or([Ip::ANY; 2]),
+        sources: ends(sources.iter().copied().collect()),
+        targets: ends(targets.iter().map(|(address, _)| *address).collect()),
         protocol: protocol.unwrap_or(0).into(),
+        any_source: sources.is_empty().into(),
         any_target: targets.is_empty().into(),
         ports: targets.iter().map(bit).fold(0, |bits, bit| bits | bit),
         vxlan_ports: [(); MOST_VXLAN_PORTS].map(|()| ports.next().unwrap_or_default()),
@@ -229,7 +233,15 @@ fn pair(mut addresses: impl ExactSizeIterator<Item = Ip>) -> Option<[Ip; 2]> {
     Some([first, addresses.next().unwrap_or(first)])
 }
 
-fn write_targets(programs: &mut Ebpf, wanted: &Wanted) -> Result<(), TracepointError> {
+fn write_ends(programs: &mut Ebpf, wanted: &Wanted) -> Result<(), TracepointError> {
+    let sources = programs
+        .map_mut("SOURCES")
+        .ok_or(TracepointError::Missing("SOURCES"))?;
+    let mut sources: HashMap<_, Ip, u32> = HashMap::try_from(sources).map_err(map("open", "SOURCES"))?;
+    for address in &wanted.sources {
+        let inserted = sources.insert(*address, 1, 0);
+        inserted.map_err(map("write to", "SOURCES"))?;
+    }
     let targets = programs
         .map_mut("TARGETS")
         .ok_or(TracepointError::Missing("TARGETS"))?;
@@ -266,19 +278,23 @@ mod tests {
     }
 
     #[test]
-    fn an_unused_source_repeats_the_first_and_no_source_is_anybody() {
+    fn an_unused_source_repeats_the_first_many_are_looked_up_and_no_source_is_anybody() {
         let ip = |text: &str| Ip::from(text.parse::<std::net::IpAddr>().expect("an address"));
-        let one = Wanted {
-            sources: vec![ip("10.244.1.2")],
-            ..Wanted::default()
+        let sources = |addresses: &[&str]| {
+            let wanted = Wanted {
+                sources: addresses.iter().map(|address| ip(address)).collect(),
+                ..Wanted::default()
+            };
+            let filter = filter(&wanted).expect("few enough");
+            (filter.sources, filter.any_source)
         };
-        let filter = |wanted: &Wanted| filter(wanted).expect("few enough");
-        assert_eq!(filter(&one).sources, [ip("10.244.1.2"); 2]);
-        let none = filter(&Wanted::default());
-        assert_eq!(
-            (none.sources, none.targets, none.any_target),
-            ([Ip::ANY; 2], [Ip::ANY; 2], 1)
-        );
+        let (own, tunnel, other) = ("172.30.8.11", "10.244.1.0", "fd00::1");
+        assert_eq!(sources(&[own]), ([ip(own); 2], 0));
+        assert_eq!(sources(&[own, tunnel]), ([ip(tunnel), ip(own)], 0));
+        assert_eq!(sources(&[own, tunnel, other]), ([Ip::ANY; 2], 0));
+        assert_eq!(sources(&[]), ([Ip::ANY; 2], 1));
+        let none = filter(&Wanted::default()).expect("few enough");
+        assert_eq!((none.targets, none.any_target), ([Ip::ANY; 2], 1));
     }
 
     #[test]
@@ -317,7 +333,11 @@ mod tests {
             ..Wanted::default()
         };
         for (most, more, told) in [
-            (sources(2), sources(3), "3 addresses are too many for one end: 2"),
+            (
+                sources(1024),
+                sources(1025),
+                "1025 addresses are too many for one end: 1024",
+            ),
             (
                 targets(1024),
                 targets(1025),

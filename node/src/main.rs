@@ -35,6 +35,7 @@ mod ask;
 mod backoff;
 mod bundle;
 mod capture;
+mod cgroup2;
 mod cleanup;
 mod cli;
 mod cluster;

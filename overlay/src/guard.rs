@@ -51,8 +51,9 @@ const VNI_AT: u32 = 8 + 4;
 const ETHERTYPE_AT: u32 = 8 + 8 + 12;
 const INNER_AT: u32 = 8 + 8 + 14;
 
-/// The table of a version of IP.
-pub(crate) fn table(family: IpFamily) -> Table {
+/// The table of a version of IP that drops what pods send in another's name; it is there with `antiSpoofing` alone.
+#[must_use]
+pub fn table(family: IpFamily) -> Table {
     Table::new(nft_family(family), TABLE)
 }
 

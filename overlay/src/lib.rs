@@ -49,4 +49,5 @@ pub mod uninstall;
 
 pub use config::{Announcement, Config, Etcd, Leases, Nodes};
 pub use error::Error;
+pub use guard::table as guard_table;
 pub use run::{Status, run};

@@ -342,6 +342,110 @@ mod privileged {
     }
 
     #[test]
+    fn a_next_hop_that_nobody_answers_for_is_named_while_it_is_asked_for() {
+        if !tests::privileged("causeway trace names a neighbour that does not answer") {
+            return;
+        }
+        let world = World::new("unresolved", 10);
+        // On its way, and where it begins.
+        let rows = [
+            (world.from.to_string(), "10.212.10.77", "verdict: NO REPLY"),
+            (
+                "10.212.10.1".to_owned(),
+                "10.212.10.78",
+                "a probe was sent, and no device had a packet of it",
+            ),
+        ];
+        for (source, nobody, part) in rows {
+            let means = format!("NEIGHBOUR unresolved: nobody has answered for {nobody} at device server");
+            let target = format!("{nobody}:80/tcp");
+            let output = trace(&[&source, &target, "--inject"]);
+            println!("{}", output.stdout);
+            assert_eq!(output.status.code(), Some(1), "{output:?}");
+            assert!(
+                output.stdout.contains(part) && output.stdout.contains(&means),
+                "{output:?}"
+            );
+            assert!(!output.stdout.contains("nobody sent one"), "{output:?}");
+        }
+    }
+
+    #[test]
+    fn who_refuses_is_told_with_what_they_say() {
+        if !tests::privileged("causeway trace tells who refuses") {
+            return;
+        }
+        let world = World::new("refused", 11);
+        for line in [
+            "ip route add unreachable 10.215.11.0/24",
+            "ip route add prohibit 10.216.11.0/24",
+            "nft add table ip guard",
+            "nft add chain ip guard passing { type filter hook forward priority 0; }",
+            "nft add rule ip guard passing udp dport 5454 reject",
+        ] {
+            let words: Vec<&str> = line.split(' ').collect();
+            let output = world.node.command(words[0], &words[1..]).expect("run");
+            assert!(output.status.success(), "{output:?}");
+        }
+        for rule in [
+            "add table ip own",
+            "add chain ip own sending { type filter hook output priority 0; }",
+            "add rule ip own sending udp dport 5555 drop",
+        ] {
+            let output = world.client.command("nft", &[rule]).expect("run");
+            assert!(output.status.success(), "{output:?}");
+        }
+        let (gateway, node) = ("10.211.11.1", format!("{} client", world.node.name()));
+        let server = world.to.to_string();
+        let by_node = |what: &str| format!("REFUSED by {gateway} at {node}: icmp {what}");
+        let by_server = |what: &str| format!("REFUSED by {server} at {} eth0: {what}", world.server.name());
+        let rows = [
+            (
+                format!("{server}:5454/udp"),
+                by_node("port unreachable"),
+                "a rule of nftables",
+            ),
+            (
+                format!("{server}:54/udp"),
+                by_server("icmp port unreachable"),
+                "nobody listens at this UDP port",
+            ),
+            (
+                format!("{server}:81/tcp"),
+                by_server("tcp RST,ACK"),
+                "nobody listens at this address and port",
+            ),
+            (
+                "10.215.11.9:80/udp".to_owned(),
+                by_node("host unreachable"),
+                "or a route refuses it",
+            ),
+            (
+                "10.216.11.9:80/udp".to_owned(),
+                by_node("administratively prohibited"),
+                "or a route, of 10.211.11.1 rejects it",
+            ),
+        ];
+        // The socket is told that it may not send (EPERM): the packet that it made says where.
+        let own = format!("{server}:5555/udp");
+        let output = trace(&[&world.from.to_string(), &own, "--inject"]);
+        output.assert_said(
+            1,
+            &["verdict: DROPPED at", world.client.name(), "a rule of nftables"],
+        );
+        for (target, by, means) in rows {
+            let output = trace(&[&world.from.to_string(), &target, "--inject"]);
+            println!("{}", output.stdout);
+            assert_eq!(output.status.code(), Some(1), "{target}: {output:?}");
+            assert!(output.stdout.contains("verdict: REFUSED"), "{target}: {output:?}");
+            assert!(
+                output.stdout.contains(&by) && output.stdout.contains(means),
+                "{target}, {by}: {output:?}"
+            );
+        }
+    }
+
+    #[test]
     fn what_cannot_be_sent_is_told_at_once() {
         if !tests::privileged("causeway trace tells what cannot be sent") {
             return;

@@ -5,6 +5,7 @@
 //! written by the host side, before the programs are loaded
 //! OFFSETS     where the kernel's structures have their fields      global
 //! FILTER      whose packets are followed                           global
+//! SOURCES     who the one end may be, where it has many addresses   hash
 //! TARGETS     who the other end may be                             hash
 //! written by the programs
 //! TRACKED     address of an sk_buff  → which packet it carries    LRU
@@ -71,18 +72,20 @@ impl Offsets {
 }
 
 /// Whose packets are followed, in both directions.
-/// `[sources:2*16 be][targets:2*16 be][protocol:4][any target:4][ports:4][vxlan ports:2*2 be][source port:2 be][pad:2] =
-/// 84 bytes`.
+/// `[sources:2*16 be][targets:2*16 be][protocol:4][any source:4][any target:4][ports:4][vxlan ports:2*2 be]
+/// [source port:2 be][pad:2] = 88 bytes`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Filter {
-    /// One end is one of these; unused ones repeat the first. [`Ip::ANY`]: anybody.
+    /// The addresses of the one end, where it has one or two: a packet of nobody's is told by them without a look into
+    /// `SOURCES`. Unused ones repeat the first. [`Ip::ANY`]: it has more, or is anybody.
     pub sources: [Ip; 2],
-    /// The addresses of the other end, where it has one or two: a packet of nobody's is told by them without a look into
-    /// `TARGETS`. Unused ones repeat the first. [`Ip::ANY`]: it has more, or is anybody.
+    /// The same of the other end and `TARGETS`.
     pub targets: [Ip; 2],
     /// Protocol of layer 4; 0: any.
     pub protocol: u32,
+    /// 1: the one end is anybody. 0: it is in `sources`, or in `SOURCES`.
+    pub any_source: u32,
     /// 1: the other end is anybody. 0: it is in `TARGETS`.
     pub any_target: u32,
     /// Bits: [`Filter::NAMED`] and [`Filter::EVERY`].
@@ -239,7 +242,8 @@ pub struct Event {
     pub location: u64,
     /// Address of the `nf_conn` that the packet belongs to; 0: none.
     pub conntrack: u64,
-    /// That connection as it began. Protocol 0: none.
+    /// That connection as it began; of an error by ICMP that is in none, the flow of the packet that it quotes. Protocol 0:
+    /// none.
     pub original: Flow,
     /// That connection as it is answered.
     pub reply: Flow,
@@ -284,7 +288,7 @@ impl Event {
 }
 
 const _: () = assert!(size_of::<Offsets>() == 80);
-const _: () = assert!(size_of::<Filter>() == 84);
+const _: () = assert!(size_of::<Filter>() == 88);
 const _: () = assert!(size_of::<Target>() == 20);
 const _: () = assert!(size_of::<Flow>() == 40);
 const _: () = assert!(size_of::<Fingerprint>() == 16);

@@ -151,12 +151,23 @@ impl Sources {
         let Some(context) = &facts.context else {
             return Vec::new();
         };
-        let plans = plans_of(&facts.snapshot, context);
+        let (plans, programmed) = thread::scope(|scope| {
+            let read = scope.spawn(|| services::read(facts));
+            let plans = plans_of(&facts.snapshot, context);
+            let read = read.join();
+            (
+                plans,
+                read.unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+            )
+        });
         let failing = |service: &ObjectName| {
             let proxy = self.proxy.as_ref();
             proxy.is_some_and(|proxy| proxy.state().failing.contains(service))
         };
-        let of_services = services::look(facts, &plans, &failing);
+        let of_services = programmed.and_then(|programmed| match programmed {
+            Some(programmed) => services::look(facts, &plans, &programmed, &failing),
+            None => Ok(Vec::new()),
+        });
         let mut findings = of_services.unwrap_or_else(|error| unread("Services", &error));
         let flows = flows::look(&plans);
         findings.extend(flows.unwrap_or_else(|error| unread("tracked flows", &error)));

@@ -298,7 +298,7 @@ fn wanted(args: &CaptureArgs, resolver: &Resolver) -> anyhow::Result<(Wanted, Fi
         destination: destination.clone(),
     };
     let filter = |destination| {
-        let wanted = both_ends::wanted(&pair(destination), resolver, Ports::All);
+        let wanted = both_ends::wanted(&pair(destination), resolver, Ports::All, &[]);
         anyhow::Ok(wanted?.filter)
     };
     let mut followed = filter(others.first().unwrap_or(&end))?;

@@ -66,7 +66,8 @@ pub struct TraceArgs {
     /// Who sends, and to whom.
     #[command(flatten)]
     pub ends: EndsArgs,
-    /// Send one: a TCP connection, or a UDP datagram, from a socket in the sender's network namespace; to port 53 a question
+    /// Send one: a TCP connection, or a UDP datagram, from a socket in the sender's network namespace and cgroup; to port 53 a
+    /// question
     #[arg(long)]
     pub inject: bool,
     /// Where --inject sends from: a name of `ip netns`, or a path; where the sender's address is by default

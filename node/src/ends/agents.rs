@@ -12,7 +12,8 @@ use model::NodeName;
 use trace::hop::Protocol;
 
 use crate::ask;
-use crate::config;
+use crate::cgroup2;
+use crate::config::{self, Datapath};
 use crate::ends::Name;
 use crate::explain::{self, Explanation};
 use crate::names::{self, Behind, Called, Located};
@@ -32,6 +33,8 @@ pub struct Agent {
     pub state_dir: PathBuf,
     /// Where its socket hook is pinned.
     pin_dir: PathBuf,
+    /// The cgroup that the hook shall be at; none where there shall be none.
+    hooked: Option<PathBuf>,
 }
 
 /// Why no agent says what a name names.
@@ -77,6 +80,9 @@ impl Agents {
             Ok(Agent {
                 node: config.node_name,
                 state_dir: config.state_dir,
+                hooked: (config.proxy.datapath == Datapath::Ebpf)
+                    .then(|| config.proxy.cgroup.clone().or_else(whole_machine))
+                    .flatten(),
                 pin_dir: config.proxy.pin_dir,
             })
         };
@@ -110,6 +116,20 @@ impl Agents {
         Err(why)
     }
 
+    /// The cgroup whose sockets a hook translates, where a node has one.
+    pub fn hooked(&self, node: &NodeName) -> Option<&Path> {
+        self.0.iter().find(|agent| agent.node == *node)?.hooked.as_deref()
+    }
+
+    /// The same of the node in a network namespace.
+    pub fn hooked_in(&self, netns: u32) -> Option<&Path> {
+        let mut agents = self.0.iter();
+        agents
+            .find(|agent| agent.netns() == Some(netns))?
+            .hooked
+            .as_deref()
+    }
+
     /// Whether an agent stands in a network namespace.
     pub fn is_in(&self, netns: u32) -> bool {
         self.0.iter().any(|agent| agent.netns() == Some(netns))
@@ -117,11 +137,15 @@ impl Agents {
 
     /// What the agent in a network namespace says of a packet; none where there is no such agent, or it does not answer.
     pub fn explain(&self, netns: u32, question: &explain::Question) -> Option<Explanation> {
-        let there = self.0.iter().find(|agent| agent.netns() == Some(netns))?;
-        match there.ask(explain::PATH, question).ok()? {
-            explain::Answer::Explained(explanation) => Some(*explanation),
-            explain::Answer::NotUnderstood(_) => None,
-        }
+        let mut agents = self.0.iter();
+        agents
+            .find(|agent| agent.netns() == Some(netns))?
+            .explain(question)
+    }
+
+    /// The same of the agent of a node.
+    pub fn explain_at(&self, node: &NodeName, question: &explain::Question) -> Option<Explanation> {
+        self.0.iter().find(|agent| agent.node == *node)?.explain(question)
     }
 
     /// Who is behind an address and port, by the maps of socket hooks, which stay where an agent has ended.
@@ -153,12 +177,20 @@ impl Agents {
         Self(vec![Agent {
             node: "node-1".into(),
             pin_dir: state_dir.clone(),
+            hooked: None,
             state_dir,
         }])
     }
 }
 
 impl Agent {
+    fn explain(&self, question: &explain::Question) -> Option<Explanation> {
+        match self.ask(explain::PATH, question).ok()? {
+            explain::Answer::Explained(explanation) => Some(*explanation),
+            explain::Answer::NotUnderstood(_) => None,
+        }
+    }
+
     /// What it calls addresses: those that it knows.
     ///
     /// # Errors
@@ -194,6 +226,10 @@ impl Agent {
         let process = ask::process_of(&self.state_dir)?;
         trace::places::inode(Path::new(&format!("/proc/{process}/ns/net")))
     }
+}
+
+fn whole_machine() -> Option<PathBuf> {
+    cgroup2::mount_point(Path::new(cgroup2::MOUNTS)).ok()
 }
 
 /// The endpoints that a hook's maps have for an address and port; none where that is no Service's.

@@ -31,6 +31,8 @@ pub struct Resolver {
 pub struct Meant {
     /// The addresses.
     pub addresses: Vec<IpAddr>,
+    /// Of a node: the addresses of its tunnel's devices.
+    pub tunnel: Vec<IpAddr>,
     /// The port, where one is meant.
     pub port: Option<NonZeroU16>,
     /// The protocol, where one was written, or the Service's port tells.
@@ -59,6 +61,7 @@ impl Resolver {
     pub fn meant(&self, name: &Name) -> anyhow::Result<Meant> {
         let at = |addresses: Vec<IpAddr>| Meant {
             addresses,
+            tunnel: Vec::new(),
             port: name.number(),
             protocol: name.protocol,
             node: None,
@@ -146,6 +149,7 @@ fn found(name: &Name, located: Located) -> Meant {
     let Located {
         name: _,
         addresses,
+        tunnel,
         port,
         protocol,
         node,
@@ -153,6 +157,7 @@ fn found(name: &Name, located: Located) -> Meant {
     } = located;
     Meant {
         addresses,
+        tunnel,
         port,
         protocol: name
             .protocol
@@ -184,6 +189,7 @@ mod tests {
         let located = |meant: &[&str]| Located {
             name: "Service default/web".to_owned(),
             addresses: vec![[10, 96, 0, 7].into()],
+            tunnel: Vec::new(),
             port: NonZeroU16::new(80),
             protocol: Some(model::Protocol::Tcp),
             node: None,

@@ -133,6 +133,12 @@ impl Pods {
             .find(|(_, record)| record.addresses.contains(&address))
     }
 
+    /// The node of the pod that has one of these addresses.
+    pub fn node_of(&self, addresses: &[IpAddr]) -> Option<&NodeName> {
+        let mut addresses = addresses.iter();
+        addresses.find_map(|address| Some(&self.with_address(*address)?.1.node))
+    }
+
     /// The pod behind a device of its node.
     pub fn behind(&self, device: &str) -> Option<(&ObjectName, &Record)> {
         self.records().find(|(_, record)| record.device == device)

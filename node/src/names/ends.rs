@@ -7,6 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
 
 use model::{EndpointSlice, NodeName, ObjectName, Protocol, Service, ServicePort, Snapshot};
+use overlay::plan::{Half, Plan, Remote};
 use proxy::plan::NodeContext;
 use proxy::verdict::Packet;
 use serde::{Deserialize, Serialize};
@@ -25,6 +26,9 @@ pub struct Located {
     pub name: String,
     /// Its addresses; none of a headless Service.
     pub addresses: Vec<IpAddr>,
+    /// Of a node: the addresses of its tunnel's devices, which are what it sends to pods of other nodes from.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub tunnel: Vec<IpAddr>,
     /// The port, where one is meant.
     pub port: Option<NonZeroU16>,
     /// The protocol, where name or port tell.
@@ -77,6 +81,13 @@ pub(super) fn locate(name: &str, facts: &Facts) -> Result<Located, NameError> {
     let asked = protocol.is_some() || name.protocol.is_none();
     let service = facts.context.as_ref().filter(|_| asked);
     let service = service.and_then(|context| at_address(&facts.snapshot, context, &place, protocol));
+    let tunnel = match (&name.subject, &facts.network) {
+        (Subject::Node(node), Some(plan)) => {
+            let is_own = facts.node == NodeName::from(node.as_str());
+            tunnel(plan, is_own, &place.addresses)
+        }
+        _ => Vec::new(),
+    };
     let Place {
         name,
         addresses,
@@ -87,11 +98,28 @@ pub(super) fn locate(name: &str, facts: &Facts) -> Result<Located, NameError> {
     Ok(Located {
         name,
         addresses,
+        tunnel,
         port,
         protocol,
         node,
         service,
     })
+}
+
+/// The addresses of a node's tunnel devices.
+fn tunnel(plan: &Plan, is_own: bool, node: &[IpAddr]) -> Vec<IpAddr> {
+    let of_half = |half: &Half| -> Vec<IpAddr> {
+        if is_own {
+            return half.device.iter().map(|device| device.address).collect();
+        }
+        let remotes = half.remotes.values();
+        let vtep = |remote: &Remote| match remote {
+            Remote::Tunnel { vtep, public_ip, .. } => node.contains(public_ip).then_some(*vtep),
+            Remote::Gateway { .. } => None,
+        };
+        remotes.filter_map(vtep).collect()
+    };
+    plan.halves.values().flat_map(of_half).collect()
 }
 
 /// A Service that was named, with the ports that are meant: all where the name has none.
@@ -100,6 +128,7 @@ fn of_service(name: &Name, service: &Service, snapshot: &Snapshot) -> Result<Loc
     let located = Located {
         name: format!("Service {}", service.name),
         addresses,
+        tunnel: Vec::new(),
         port: name.number(),
         protocol: protocol_of(name),
         node: None,

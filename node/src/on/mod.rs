@@ -26,12 +26,12 @@ mod sink;
 mod telling;
 
 use std::io::{self, IsTerminal as _};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::ensure;
 use futures::future::join;
-use tokio::io::{AsyncRead, AsyncReadExt as _};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, interval, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
@@ -53,11 +53,11 @@ const GRACE: Duration = Duration::from_secs(5);
 /// How often it is looked what has waited long enough.
 const DUE: Duration = Duration::from_millis(100);
 
+/// So many commands begin at the same time: API servers bound what one user may ask for.
+const BEGIN_AT_ONCE: usize = 50;
+
 /// Pieces of output that wait to be told. Beyond it the nodes wait.
 const IN_FLIGHT: usize = 64;
-
-/// The most bytes of a piece.
-const PIECE_BYTES: usize = 64 << 10;
 
 /// Runs a command on nodes, at the same time, and tells what they say by `show`, which says whether anybody reads it.
 /// Returns the worst of their exit codes.
@@ -101,12 +101,14 @@ pub async fn run(
     let names = chosen.iter().map(|(node, _)| node.clone());
     let mut teller = Teller::new(way, is_one, names);
     let (sender, mut pieces) = mpsc::channel(IN_FLIGHT);
+    let beginning = Arc::new(Semaphore::new(BEGIN_AT_ONCE));
     let mut visits = JoinSet::new();
     for (number, (node, agent)) in chosen.into_iter().enumerate() {
         let visit = Visit {
             objects: objects.clone(),
             namespace: args.namespace.clone(),
             words: words(errand.words_on(&node, &places)),
+            beginning: Arc::clone(&beginning),
             begins_within: args.timeout,
             lasts: errand.lasts.map(|lasts| lasts + args.timeout),
             enough: enough.clone(),
@@ -169,6 +171,8 @@ struct Visit {
     objects: Objects,
     namespace: String,
     words: Vec<String>,
+    /// Who may begin.
+    beginning: Arc<Semaphore>,
     /// How long it may take to begin.
     begins_within: Duration,
     /// How long it may then take; `None` = until it is ended.
@@ -195,10 +199,11 @@ impl Visit {
             pod,
             name: Some(CONTAINER),
         };
-        let start = timeout(
-            self.begins_within,
-            self.objects.start(container, &self.words, true),
-        );
+        let start = async {
+            let _turn = self.beginning.acquire().await;
+            let start = self.objects.start(container, &self.words, true);
+            timeout(self.begins_within, start).await
+        };
         let started = tokio::select! {
             started = start => started,
             () = self.enough.cancelled() => return Err("interrupted before it began".to_owned()),
@@ -259,20 +264,10 @@ async fn until(deadline: Option<Instant>) {
 }
 
 /// Hands on what is said, until its end or until nobody listens.
-async fn hand_on(stream: Option<Said>, said: &Speech, piece: fn(Vec<u8>) -> Piece) {
-    let Some(mut stream) = stream else { return };
-    while let Some(bytes) = read(&mut stream).await {
+async fn hand_on(mut stream: Said, said: &Speech, piece: fn(Vec<u8>) -> Piece) {
+    while let Some(bytes) = stream.next().await {
         if !said.say(piece(bytes)).await {
             return;
         }
-    }
-}
-
-/// What is there, as soon as there is something.
-async fn read(stream: &mut (impl AsyncRead + Unpin)) -> Option<Vec<u8>> {
-    let mut bytes = Vec::with_capacity(PIECE_BYTES);
-    match stream.read_buf(&mut bytes).await {
-        Ok(1..) => Some(bytes),
-        Ok(0) | Err(_) => None,
     }
 }

@@ -1,11 +1,14 @@
 //! Why a packet ended where it did, beyond what the kernel says of it: by what Causeway means the node to do, and by what
 //! the node's kernel has.
 
-use std::net::IpAddr;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
 
-use netlink::{Found as Route, Kernel, Lookup, Netlink};
+use netlink::nft::Nft;
+use netlink::{Found as Route, Kernel, LinkKind, Lookup, Neighbour, Netlink};
+use trace::Service;
 use trace::cause::Cause;
-use trace::hop::{Hop, HopKind};
+use trace::hop::{Flow, Hop, HopKind};
 use trace::namespaces::Found;
 use trace::story::{Packet, Step};
 
@@ -31,17 +34,75 @@ impl Machine<'_> {
             }
             HopKind::Dropped { reason, .. } if is_of_device(reason) => self.device_down(hop),
             HopKind::Dropped { .. } | HopKind::Consumed { .. } => None,
-            HopKind::Sent | HopKind::Received if hop.wrapping.is_some() => None,
-            HopKind::Sent | HopKind::Received => self.no_way(self.turn(packet).unwrap_or(step)),
+            HopKind::Received => self.unresolved(hop.netns, &receivers(hop)),
+            HopKind::Sent if hop.wrapping.is_some() => None,
+            HopKind::Sent => self
+                .unresolved_below(hop)
+                .or_else(|| self.no_way(self.turn(packet).unwrap_or(step))),
         }
+    }
+
+    /// Why no packet of a probe was seen: its socket was refused, or the kernel holds it back.
+    pub(super) fn unseen(
+        &self,
+        flow: Flow,
+        netns: u32,
+        said: Option<&io::Error>,
+        service: Option<&Service>,
+    ) -> Option<Cause> {
+        let Some(said) = said else {
+            let endpoints = service.into_iter().flat_map(|service| &service.endpoints);
+            let receivers: Vec<IpAddr> = [flow.destination.ip()]
+                .into_iter()
+                .chain(endpoints.map(SocketAddr::ip))
+                .collect();
+            return self.unresolved(netns, &receivers);
+        };
+        let question = question_of(flow);
+        let look = format!("causeway explain {} {}", question.source, question.destination);
+        let of_pod = self.pods.with_address(flow.source.ip());
+        let explanation = match of_pod {
+            Some((_, record)) => self.agents.explain_at(&record.node, &question),
+            None => self.agents.explain(netns, &question),
+        };
+        let means = match explanation.as_ref().and_then(refusal) {
+            Some(refusal) => format!("Causeway refuses it: {refusal}"),
+            None => {
+                format!("a program at the sender's cgroup, as the socket hook, or a rule refuses it: {said}")
+            }
+        };
+        Some(Cause { means, look })
+    }
+
+    /// A next hop that nobody answers for: packets to it wait for its MAC address, and pass no device meanwhile.
+    fn unresolved(&self, netns: u32, receivers: &[IpAddr]) -> Option<Cause> {
+        let mut kernel = self.kernel_at(netns)?;
+        let mut receivers = receivers.iter();
+        receivers.find_map(|receiver| unresolved(&mut kernel, *receiver))
+    }
+
+    /// The same of what a tunnel's device wraps: the packet was handed to it, and what it was wrapped in waits.
+    fn unresolved_below(&self, hop: &Hop) -> Option<Cause> {
+        let mut kernel = self.kernel_at(hop.netns)?;
+        let link = kernel.link_named(&hop.device).ok()??;
+        if !matches!(link.kind, LinkKind::Vxlan(_)) {
+            return None;
+        }
+        let receiver = hop.header.flow.destination.ip();
+        let (_, next) = next_hop(&mut kernel, receiver)?;
+        let neighbours = kernel.neighbours(Some(link.index)).ok()?;
+        let mac = neighbours.iter().find(|found| found.address == next)?.mac?;
+        let forwarding = kernel.forwarding(link.index).ok()?;
+        let entry = forwarding.iter().find(|entry| entry.mac == mac)?;
+        unresolved(&mut kernel, entry.destination)
     }
 
     /// A pod that sends in another's name.
     fn spoofed(&self, hop: &Hop) -> Option<Cause> {
         let (pod, record) = self.pods.behind(&hop.device)?;
         let [source, destination] = [hop.header.flow.source, hop.header.flow.destination].map(|end| end.ip());
-        if record.addresses.contains(&destination) {
-            // It was on its way to the pod, and another rule stopped it.
+        // It was on its way to the pod, or nobody looks who sends: another rule stopped it.
+        if record.addresses.contains(&destination) || self.has_guard(hop) == Some(false) {
             return None;
         }
         let table = if source.is_ipv4() { "ip" } else { "ip6" };
@@ -53,6 +114,14 @@ impl Machine<'_> {
             ),
             look: format!("who in pod/{pod} sends from {source}; nft list table {table} causeway-guard"),
         })
+    }
+
+    /// Whether the rules that know senders are where a packet is; `None` where that cannot be seen.
+    fn has_guard(&self, hop: &Hop) -> Option<bool> {
+        let found = self.namespaces.iter().find(|found| found.inode == hop.netns)?;
+        let table = overlay::guard_table(hop.header.flow.source.ip().into());
+        let is_there = found.namespace.run(|| Nft::open()?.has_table(&table));
+        is_there.ok()?.ok()
     }
 
     /// A Service that takes nobody, or not this client.
@@ -141,8 +210,49 @@ fn is_of_device(reason: &str) -> bool {
     matches!(reason, "QDISC_DROP" | "DEV_READY" | "NOT_SPECIFIED")
 }
 
+/// Where the packet goes: also by the name that connection tracking has for that.
+fn receivers(hop: &Hop) -> Vec<IpAddr> {
+    let tracked = hop.connection.map(|connection| connection.reply.source.ip());
+    [Some(hop.header.flow.destination.ip()), tracked]
+        .into_iter()
+        .flatten()
+        .collect()
+}
+
+/// The device by which packets leave for a receiver, and who on its link gets them.
+fn next_hop(kernel: &mut Netlink, receiver: IpAddr) -> Option<(u32, IpAddr)> {
+    let found = kernel.look_up(&Lookup {
+        destination: receiver,
+        source: None,
+        device: None,
+        mark: 0,
+    });
+    match found.ok()? {
+        Route::Route(route) => Some((route.link?, route.gateway.unwrap_or(receiver))),
+        Route::Other | Route::Refused(_) => None,
+    }
+}
+
+fn unresolved(kernel: &mut Netlink, receiver: IpAddr) -> Option<Cause> {
+    let (link, next) = next_hop(kernel, receiver)?;
+    let neighbours = kernel.neighbours(Some(link)).ok()?;
+    let is_asked_for = |found: &&Neighbour| found.address == next && found.mac.is_none();
+    neighbours.iter().find(is_asked_for)?;
+    let device = kernel.link_at(link).ok()??.name;
+    Some(Cause {
+        means: format!(
+            "NEIGHBOUR unresolved: nobody has answered for {next} at device {device}; what is sent there waits for its MAC \
+             address"
+        ),
+        look: format!("ip neigh show {next} dev {device}; whether who has {next} is up"),
+    })
+}
+
 fn question(hop: &Hop) -> Question {
-    let flow = hop.header.flow;
+    question_of(hop.header.flow)
+}
+
+fn question_of(flow: Flow) -> Question {
     let destination = if flow.protocol.has_ports() {
         format!("{}/{}", flow.destination, flow.protocol)
     } else {

@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{bail, ensure};
 use trace::hop::Protocol;
+use trace::namespaces::Found;
 use trace::{Filter, Service};
 
 use crate::ends::meant::{Meant, Resolver};
@@ -17,6 +18,10 @@ pub struct Wanted {
     pub filter: Filter,
     /// The Service that they are sent to, where they are sent to one.
     pub service: Option<Service>,
+    /// Whether the sender's kernel chooses the address for each way: a node has several.
+    pub is_of_node: bool,
+    /// Inode number of that node's network namespace, where it is of this machine.
+    pub netns: Option<u32>,
 }
 
 /// How many ports of a Service may be meant.
@@ -28,15 +33,24 @@ pub enum Ports {
     All,
 }
 
-/// Whose packets these are.
+/// Whose packets these are. A node that is among these namespaces sends from all of the addresses that it has there.
 ///
 /// # Errors
 /// When an end is not known, or cannot be followed.
-pub fn wanted(ends: &Ends, resolver: &Resolver, ports: Ports) -> anyhow::Result<Wanted> {
+pub fn wanted(
+    ends: &Ends,
+    resolver: &Resolver,
+    ports: Ports,
+    namespaces: &[Found],
+) -> anyhow::Result<Wanted> {
     let Ends { source, destination } = ends;
     let meant = resolver.meant(destination)?;
     has_ports(destination, &meant, ports)?;
-    let sources = sources(source, resolver)?;
+    let Sender {
+        addresses: sources,
+        is_of_node,
+        netns,
+    } = sender(source, resolver, namespaces)?;
     let (port, protocol) = (meant.port, meant.protocol);
     ensure!(
         port.is_none() || protocol.is_none_or(Protocol::has_ports),
@@ -61,6 +75,8 @@ pub fn wanted(ends: &Ends, resolver: &Resolver, ports: Ports) -> anyhow::Result<
             ..Filter::default()
         },
         service: service(meant),
+        is_of_node,
+        netns,
     })
 }
 
@@ -79,6 +95,7 @@ fn has_ports(name: &Name, meant: &Meant, ports: Ports) -> anyhow::Result<()> {
 fn service(meant: Meant) -> Option<Service> {
     let Meant {
         addresses,
+        tunnel: _,
         port,
         service,
         protocol: _,
@@ -96,8 +113,16 @@ fn service(meant: Meant) -> Option<Service> {
     })
 }
 
-/// None: anybody.
-fn sources(subject: &Subject, resolver: &Resolver) -> anyhow::Result<Vec<IpAddr>> {
+/// Who sends.
+#[derive(Debug, Default)]
+struct Sender {
+    /// None: anybody.
+    addresses: Vec<IpAddr>,
+    is_of_node: bool,
+    netns: Option<u32>,
+}
+
+fn sender(subject: &Subject, resolver: &Resolver, namespaces: &[Found]) -> anyhow::Result<Sender> {
     let name = Name {
         subject: subject.clone(),
         port: None,
@@ -107,12 +132,44 @@ fn sources(subject: &Subject, resolver: &Resolver) -> anyhow::Result<Vec<IpAddr>
         Subject::Service(_) => None,
         _ => Some(resolver.meant(&name)?).filter(|meant| meant.service.is_none()),
     };
-    match meant {
-        Some(meant) => Ok(meant.addresses),
-        None => bail!(
-            "{subject} sends nothing itself: name a pod behind it, or turn the ends around for its replies"
-        ),
-    }
+    let Some(meant) = meant else {
+        bail!("{subject} sends nothing itself: name a pod behind it, or turn the ends around for its replies")
+    };
+    let addresses = [meant.addresses, meant.tunnel].concat();
+    // Who names an address means that one.
+    let of_node = match subject {
+        Subject::Address(_) | Subject::Any => None,
+        _ => namespaces.iter().find(|found| {
+            let is_own = |address: &IpAddr| found.addresses.contains(address);
+            addresses.iter().any(is_own) && resolver.agents.is_in(found.inode)
+        }),
+    };
+    let own = of_node
+        .into_iter()
+        .flat_map(|found| own_addresses(found, namespaces));
+    let mut all: Vec<IpAddr> = addresses.into_iter().chain(own).collect();
+    all.sort_unstable();
+    all.dedup();
+    Ok(Sender {
+        addresses: all,
+        is_of_node: of_node.is_some() || matches!(subject, Subject::Node(_)),
+        netns: of_node.map(|found| found.inode),
+    })
+}
+
+/// What packets of a namespace may come from, and of no other one: link-local addresses are not routed, and some each node
+/// has, as that of its DNS server.
+fn own_addresses<'a>(found: &'a Found, namespaces: &'a [Found]) -> impl Iterator<Item = IpAddr> + 'a {
+    let is_routed = |address: &IpAddr| match address {
+        IpAddr::V4(_) => true,
+        IpAddr::V6(address) => !address.is_unicast_link_local(),
+    };
+    let is_anothers = |address: &IpAddr| {
+        let mut others = namespaces.iter().filter(|other| other.inode != found.inode);
+        others.any(|other| other.addresses.contains(address))
+    };
+    let own = found.addresses.iter().copied();
+    own.filter(move |address| is_routed(address) && !is_anothers(address))
 }
 
 #[cfg(test)]
@@ -130,7 +187,7 @@ mod tests {
             pods: Pods::of(&[("shop/client", "node-1", "10.244.1.2")]),
             ..Resolver::default()
         };
-        Ok(wanted(&ends, &resolver, Ports::One)?.filter)
+        Ok(wanted(&ends, &resolver, Ports::One, &[])?.filter)
     }
 
     #[test]
@@ -159,6 +216,26 @@ mod tests {
     }
 
     #[test]
+    fn a_node_sends_from_all_of_its_addresses_but_from_none_that_others_have_too() {
+        let found = |inode, addresses: &[&str]| Found {
+            inode,
+            namespace: netlink::Namespace::open("/proc/self/ns/net").expect("the own one"),
+            addresses: addresses
+                .iter()
+                .map(|address| address.parse().expect("an address"))
+                .collect(),
+        };
+        let own = ["172.30.0.11", "10.96.0.10", "10.244.1.0", "fd00::b", "fe80::1"];
+        let namespaces = [
+            found(1, &own),
+            found(2, &["172.30.0.12", "10.96.0.10", "10.244.2.0"]),
+        ];
+        let addresses = own_addresses(&namespaces[0], &namespaces);
+        let addresses: Vec<String> = addresses.map(|address| address.to_string()).collect();
+        assert_eq!(addresses, ["172.30.0.11", "10.244.1.0", "fd00::b"]);
+    }
+
+    #[test]
     fn a_port_is_one_that_the_service_has_and_the_only_one_where_one_is_followed() {
         let behind = |meant: &[&str]| Behind {
             name: "svc/default/web".to_owned(),
@@ -170,6 +247,7 @@ mod tests {
         let told = |ports, meant: &[&str]| {
             let meant = Meant {
                 addresses: vec![[10, 96, 0, 7].into()],
+                tunnel: Vec::new(),
                 port: NonZeroU16::new(80),
                 protocol: None,
                 node: None,

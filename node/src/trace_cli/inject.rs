@@ -1,20 +1,24 @@
-//! A packet that is sent to be followed: by a real socket in the sender's network namespace, so that rules and
-//! connection tracking are real. The socket is this process's: a hook at the sender's cgroup does not see it.
+//! A packet that is sent to be followed: by a real socket in the sender's network namespace and cgroup, so that hooks,
+//! rules and connection tracking do with it what they do with the sender's own.
 
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use netlink::Namespace;
+use netlink::netns::PIN_DIRECTORY;
 use nix::errno::Errno;
 use tokio::net::TcpSocket;
 use trace::Filter;
-use trace::hop::Protocol;
+use trace::hop::{Flow, Protocol};
 use trace::namespaces::Found;
+
+use super::standing;
 
 /// How long a TCP connection is tried: one SYN, and one more.
 const CONNECT: Duration = Duration::from_millis(1500);
@@ -35,9 +39,24 @@ const NAME: &str = "kubernetes.default.svc.cluster.local";
 #[derive(Debug)]
 pub(super) struct Probe {
     socket: Socket,
+    /// The address that the socket is bound to; none where the kernel chooses one.
     source: Option<IpAddr>,
-    port: u16,
-    target: SocketAddr,
+    flow: Flow,
+    /// The network namespace that it is sent from.
+    netns: u32,
+}
+
+/// Who sends a probe, and from where.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sender<'a> {
+    /// Whether its kernel chooses the address: a node has one for each way.
+    pub(super) is_of_node: bool,
+    /// Inode number of its network namespace, where it is a node of this machine.
+    pub(super) node_netns: Option<u32>,
+    /// A network namespace that was named.
+    pub(super) netns: Option<&'a str>,
+    /// The cgroup whose sockets a hook translates, where its node has one.
+    pub(super) hooked: Option<&'a Path>,
 }
 
 #[derive(Debug)]
@@ -46,17 +65,20 @@ enum Socket {
     Udp(UdpSocket),
 }
 
+/// What a socket said of what it had sent, or was to send: that it was refused, or not allowed. `None`: nothing.
+pub(super) type Said = Option<io::Error>;
+
 /// A packet that is being sent.
 #[derive(Debug)]
 pub(super) struct Sending {
-    thread: JoinHandle<anyhow::Result<()>>,
+    thread: JoinHandle<anyhow::Result<Said>>,
     /// Readable once the thread has ended, which has the other end.
     ended: UnixStream,
 }
 
 impl Probe {
     /// What the filter names, from a namespace by its name or path, or from where the sender's address is.
-    pub(super) fn new(filter: &Filter, netns: Option<&str>, namespaces: &[Found]) -> anyhow::Result<Self> {
+    pub(super) fn new(filter: &Filter, sender: &Sender<'_>, namespaces: &[Found]) -> anyhow::Result<Self> {
         let source_for = |target: &IpAddr| {
             let mut sources = filter.sources.iter();
             sources
@@ -72,20 +94,34 @@ impl Probe {
         ensure!(protocol.has_ports(), "--inject sends TCP and UDP, not {protocol}");
         let port =
             port.context("--inject needs a port to send to; behind an address of IPv6 it is [ADDRESS]:PORT")?;
-        let (target, source) = (SocketAddr::new(*address, port), source_for(address));
-        let opened = namespace(filter, netns, namespaces)?.run(|| Socket::open(protocol, source, target))?;
+        let target = SocketAddr::new(*address, port);
+        let source = source_for(address).filter(|_| !sender.is_of_node);
+        let (namespace, netns) = namespace(filter, sender, namespaces)?;
+        let open = || namespace.run(|| Socket::open(protocol, source, target));
+        let opened = standing::beside(netns, sender.hooked, open)?;
         let (socket, port) = opened.map_err(|error| not_sent(&error, source, target))?;
+        let chosen = || namespace.run(|| chosen_source(target)).ok()?.ok();
+        let own = source.or_else(chosen).unwrap_or_else(|| unspecified(target));
         Ok(Self {
             socket,
             source,
-            port,
-            target,
+            flow: Flow {
+                source: SocketAddr::new(own, port),
+                destination: target,
+                protocol,
+            },
+            netns,
         })
     }
 
-    /// The port that it is sent from.
-    pub(super) fn port(&self) -> u16 {
-        self.port
+    /// Who sends to whom, as the sender sees it.
+    pub(super) fn flow(&self) -> Flow {
+        self.flow
+    }
+
+    /// The network namespace that it is sent from.
+    pub(super) fn netns(&self) -> u32 {
+        self.netns
     }
 
     /// Sends it, on a thread of its own.
@@ -100,29 +136,30 @@ impl Probe {
     }
 
     /// That nobody takes it, or answers, is no error: what became of it is told.
-    fn send(self) -> anyhow::Result<()> {
+    fn send(self) -> anyhow::Result<Said> {
         let Self {
             socket,
             source,
-            target,
-            port: _,
+            flow,
+            netns: _,
         } = self;
+        let target = flow.destination;
         let sent = match socket {
             Socket::Tcp(socket) => connect(socket, target)?,
             Socket::Udp(socket) => ask(&socket, target),
         };
-        sent.map_err(|error| not_sent(&error, source, target))
+        match sent {
+            Ok(()) => Ok(None),
+            Err(error) if tells_of_a_packet(&error) => Ok(Some(error)),
+            Err(error) => Err(not_sent(&error, source, target)),
+        }
     }
 }
 
 impl Socket {
     /// Opens one in the calling thread's network namespace, with the port that it has.
     fn open(protocol: Protocol, source: Option<IpAddr>, target: SocketAddr) -> io::Result<(Self, u16)> {
-        let own = source.unwrap_or(match target {
-            SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-        });
-        let own = SocketAddr::new(own, 0);
+        let own = SocketAddr::new(source.unwrap_or_else(|| unspecified(target)), 0);
         if protocol == Protocol::UDP {
             let socket = UdpSocket::bind(own)?;
             let port = socket.local_addr()?.port();
@@ -139,13 +176,24 @@ impl Socket {
     }
 }
 
+fn unspecified(target: SocketAddr) -> IpAddr {
+    match target {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    }
+}
+
+/// The address that the kernel chooses for a way: a datagram's socket learns it before there is a datagram.
+fn chosen_source(target: SocketAddr) -> io::Result<IpAddr> {
+    let socket = UdpSocket::bind((unspecified(target), 0))?;
+    socket.connect(target)?;
+    Ok(socket.local_addr()?.ip())
+}
+
 fn connect(socket: TcpSocket, target: SocketAddr) -> anyhow::Result<io::Result<()>> {
     let connected = crate::block_on(async { tokio::time::timeout(CONNECT, socket.connect(target)).await })?;
-    Ok(match connected {
-        Ok(connected) => seen_on_its_way(connected.map(drop)),
-        // The story tells where it went.
-        Err(_) => Ok(()),
-    })
+    // Where it takes too long, the story tells where it went.
+    Ok(connected.map_or(Ok(()), |connected| connected.map(drop)))
 }
 
 fn ask(socket: &UdpSocket, target: SocketAddr) -> io::Result<()> {
@@ -155,10 +203,12 @@ fn ask(socket: &UdpSocket, target: SocketAddr) -> io::Result<()> {
         DNS => question(rand::random()),
         _ => rand::random::<[u8; NONCE_BYTES]>().to_vec(),
     };
-    seen_on_its_way(socket.send(&payload).map(drop))?;
-    // No answer, a refusal: the story tells which.
-    let _ = socket.recv(&mut [0; 512]);
-    Ok(())
+    socket.send(&payload)?;
+    match socket.recv(&mut [0; 512]) {
+        Err(error) if tells_of_a_packet(&error) => Err(error),
+        // Where nothing came, the story tells where it went.
+        _ => Ok(()),
+    }
 }
 
 fn not_sent(error: &io::Error, source: Option<IpAddr>, target: SocketAddr) -> anyhow::Error {
@@ -169,6 +219,8 @@ fn not_sent(error: &io::Error, source: Option<IpAddr>, target: SocketAddr) -> an
         Some(Errno::EADDRNOTAVAIL) => {
             ": the sender's network namespace does not have that address".to_owned()
         }
+        Some(Errno::EMSGSIZE) => ": it is larger than the way takes (MTU)".to_owned(),
+        Some(Errno::ENOBUFS) => ": the device's queue, or the socket's buffer, is full".to_owned(),
         Some(Errno::EINVAL) => {
             ": its route leads nowhere, or the sender's address cannot be its source".to_owned()
         }
@@ -188,7 +240,7 @@ impl Sending {
     ///
     /// # Errors
     /// When nothing was sent.
-    pub(super) fn finish(self) -> anyhow::Result<()> {
+    pub(super) fn finish(self) -> anyhow::Result<Said> {
         let sent = self.thread.join();
         sent.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
@@ -200,19 +252,13 @@ impl AsFd for Sending {
     }
 }
 
-/// Errors after which there is a packet to be told of: a rule of the sender's own dropped it, or somebody refused it.
-fn seen_on_its_way(sent: io::Result<()>) -> io::Result<()> {
-    match sent {
-        Err(error)
-            if matches!(
-                error.kind(),
-                ErrorKind::PermissionDenied | ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset
-            ) =>
-        {
-            Ok(())
-        }
-        sent => sent,
-    }
+/// Errors after which there may be a packet to be told of: a rule of the sender's own dropped it, or somebody refused it.
+/// Where there is none, a program at the sender's cgroup refused it.
+fn tells_of_a_packet(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::PermissionDenied | ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset
+    )
 }
 
 /// A question for an address of [`NAME`], recursion desired (RFC 1035 §4.1).
@@ -234,22 +280,33 @@ fn question(id: u16) -> Vec<u8> {
     message
 }
 
-fn namespace(filter: &Filter, netns: Option<&str>, namespaces: &[Found]) -> anyhow::Result<Namespace> {
-    match netns {
-        Some(path) if path.contains('/') => return Ok(Namespace::open(path)?),
-        Some(name) => return Ok(Namespace::named(name)?),
-        None => {}
+/// The namespace, and its inode number.
+fn namespace(filter: &Filter, sender: &Sender<'_>, namespaces: &[Found]) -> anyhow::Result<(Namespace, u32)> {
+    if let Some(name) = sender.netns {
+        let path = match name.contains('/') {
+            true => PathBuf::from(name),
+            false => Path::new(PIN_DIRECTORY).join(name),
+        };
+        let namespace = Namespace::open(&path)?;
+        let inode = trace::places::inode(&path);
+        return Ok((
+            namespace,
+            inode.with_context(|| format!("{} is no namespace", path.display()))?,
+        ));
     }
     ensure!(
         !filter.sources.is_empty(),
         "--inject sends from somebody: name the sender, or its network namespace by --netns"
     );
-    let has_source = |found: &&Found| {
-        let mut addresses = found.addresses.iter();
-        addresses.any(|address| filter.sources.contains(address))
+    let has_source = |found: &&Found| match sender.node_netns {
+        Some(inode) => found.inode == inode,
+        None => found
+            .addresses
+            .iter()
+            .any(|address| filter.sources.contains(address)),
     };
     match namespaces.iter().filter(has_source).collect::<Vec<_>>()[..] {
-        [found] => Ok(found.namespace.clone()),
+        [found] => Ok((found.namespace.clone(), found.inode)),
         [] => {
             let sources: Vec<String> = filter.sources.iter().map(IpAddr::to_string).collect();
             bail!(
@@ -291,7 +348,15 @@ mod tests {
             (filter(&["fd00::1"]), "of the sender's version of IP"),
         ];
         for (filter, part) in rows {
-            let error = Probe::new(&filter, None, &[]).expect_err("not here").to_string();
+            let sender = Sender {
+                is_of_node: false,
+                node_netns: None,
+                netns: None,
+                hooked: None,
+            };
+            let error = Probe::new(&filter, &sender, &[])
+                .expect_err("not here")
+                .to_string();
             assert!(error.contains(part), "{error}");
         }
     }

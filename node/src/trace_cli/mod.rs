@@ -2,6 +2,7 @@
 //!
 //! - [`filter`]: whose packets both ends mean.
 //! - [`inject`]: a packet that is sent to be followed.
+//! - [`standing`]: the cgroup that it is sent from.
 //! - [`interrupt`]: Ctrl-C ends the looking, not the telling.
 //! - [`ending`]: why a packet ended where it did, beyond the kernel's words.
 //! - [`window`]: what commands have in common that count for a time.
@@ -10,6 +11,7 @@ mod ending;
 pub mod filter;
 mod inject;
 mod interrupt;
+mod standing;
 pub mod window;
 
 use std::os::fd::AsFd;
@@ -25,11 +27,14 @@ use crate::ends::meant::Resolver;
 use crate::logs::tell;
 use ending::Machine;
 use filter::{Ports, Wanted, wanted};
-use inject::{Probe, Sending};
+use inject::{Probe, Said, Sender, Sending};
 use interrupt::Interrupt;
 
 /// How long a connection is followed that is not answered: no TCP tries again sooner (RFC 6298 §2.1).
 const SETTLE: Duration = Duration::from_secs(1);
+
+/// How long after a socket was told that it is refused its packet is looked for: where there was one it is there already.
+const REFUSED: Duration = Duration::from_millis(100);
 
 /// More is not looked at: the story is of one connection.
 const MOST_HOPS: usize = 5000;
@@ -74,6 +79,7 @@ impl Followed {
     #[must_use]
     pub fn finding(&self) -> Finding {
         match self.story.verdict {
+            Verdict::NothingSeen if self.story.cause.is_some() => Finding::Wrong,
             Verdict::NothingSeen => Finding::Nothing,
             // What became of it another machine may know; but not where it took the wrong way.
             Verdict::Left => match self.story.left().and_then(|step| step.cause.as_ref()) {
@@ -94,14 +100,32 @@ impl Followed {
 /// When an end is not known, or packets cannot be followed or sent.
 pub fn follow(args: &TraceArgs) -> anyhow::Result<Followed> {
     let resolver = Resolver::read(&args.config)?;
-    let Wanted { mut filter, service } = wanted(&args.ends.parse()?, &resolver, Ports::One)?;
     let namespaces = trace::namespaces::of_this_machine();
+    let Wanted {
+        mut filter,
+        service,
+        is_of_node,
+        netns,
+    } = wanted(&args.ends.parse()?, &resolver, Ports::One, &namespaces)?;
+    let sender = Sender {
+        is_of_node,
+        node_netns: netns,
+        netns: args.netns.as_deref(),
+        hooked: match netns {
+            Some(netns) => resolver.agents.hooked_in(netns),
+            None => {
+                let node = resolver.pods.node_of(&filter.sources);
+                node.and_then(|node| resolver.agents.hooked(node))
+            }
+        },
+    };
     let probe = args
         .inject
-        .then(|| Probe::new(&filter, args.netns.as_deref(), &namespaces))
+        .then(|| Probe::new(&filter, &sender, &namespaces))
         .transpose()?;
+    let sent = probe.as_ref().map(|probe| (probe.flow(), probe.netns()));
     // Others of the same kind may be under way.
-    filter.source_port = probe.as_ref().map(Probe::port);
+    filter.source_port = sent.map(|(flow, _)| flow.source.port());
     let interrupt = Interrupt::hold()?;
     let session = Session::start(&filter, &host_name())?;
     let attached_in = session.attached_in();
@@ -113,7 +137,7 @@ pub fn follow(args: &TraceArgs) -> anyhow::Result<Followed> {
     if !args.inject {
         tell("following packets: Ctrl-C ends it, and tells what was seen");
     }
-    let (hops, gaps) = watch.collect(args, &filter)?;
+    let Seen { hops, gaps, said } = watch.collect(args, &filter)?;
     let detaching = Instant::now();
     drop(watch);
     if args.verbose {
@@ -132,6 +156,10 @@ pub fn follow(args: &TraceArgs) -> anyhow::Result<Followed> {
         pods: &resolver.pods,
         namespaces: &namespaces,
     };
+    if let Some((flow, netns)) = sent {
+        story = story.of_probe(flow, said.is_some());
+        story.explain_unseen(|| machine.unseen(flow, netns, said.as_ref(), service.as_ref()));
+    }
     story.explain_end(|step, packet| machine.cause(step, packet));
     Ok(Followed {
         story,
@@ -147,11 +175,19 @@ struct Watch {
     sending: Option<Sending>,
 }
 
+/// What came of looking.
+struct Seen {
+    hops: Vec<Hop>,
+    gaps: Gaps,
+    said: Said,
+}
+
 impl Watch {
     /// What is seen until it is enough, and what was not.
-    fn collect(&mut self, args: &TraceArgs, filter: &Filter) -> anyhow::Result<(Vec<Hop>, Gaps)> {
-        let mut hops = Vec::new();
+    fn collect(&mut self, args: &TraceArgs, filter: &Filter) -> anyhow::Result<Seen> {
+        let (mut hops, mut said) = (Vec::new(), None);
         let mut deadline = Instant::now() + args.timeout;
+        let mut ended_at = None;
         loop {
             // Before the ring is read: what was seen until then is there.
             let (now, is_interrupted) = (Instant::now(), self.interrupt.came());
@@ -168,18 +204,22 @@ impl Watch {
             if seen == 0 && !hops.is_empty() {
                 deadline = Instant::now() + args.duration.unwrap_or(SETTLE);
             }
-            if let Some(sent) = ended.map(Sending::finish)
-                && hops.is_empty()
-            {
+            match ended.map(Sending::finish) {
+                Some(Ok(told)) => said = told,
                 // Where something was seen, that tells more.
-                sent?;
-                deadline = deadline.min(Instant::now() + SETTLE);
+                Some(Err(error)) if hops.is_empty() => return Err(error),
+                Some(Err(_)) | None => {}
+            }
+            if self.sending.is_none() && args.inject && hops.is_empty() {
+                // What it sent is on its way, or there is nothing.
+                let patience = if said.is_some() { REFUSED } else { SETTLE };
+                deadline = deadline.min(*ended_at.get_or_insert_with(Instant::now) + patience);
             }
             let is_told = args.duration.is_none()
                 && hops.len() > seen
                 && Story::new(filter, &hops, &Names::default(), gaps).is_complete();
             if is_told || hops.len() >= MOST_HOPS || now >= deadline || is_interrupted {
-                return Ok((hops, gaps));
+                return Ok(Seen { hops, gaps, said });
             }
             self.wait(deadline)?;
         }

@@ -5,13 +5,15 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Status;
 use kube::api::{Api, AttachParams, AttachedProcess};
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, SimplexStream, WriteHalf};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, SimplexStream, WriteHalf};
+use tokio::sync::oneshot;
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 use super::objects::{Objects, ObjectsError};
 
 /// What a command that is run to its end may say, on either stream: more is not read.
-const LONGEST_OUTPUT: u64 = 1 << 20;
+const LONGEST_OUTPUT: usize = 1 << 20;
 
 /// What one message of the server may have, and more: where there is less room, one stream waits for the other's reader.
 const STREAM_BYTES: usize = 64 << 10;
@@ -45,10 +47,42 @@ pub struct Running {
     process: AttachedProcess,
     /// Nothing is written to it.
     stdin: Option<WriteHalf<SimplexStream>>,
+    /// The connection broke.
+    gone: CancellationToken,
+    end: Option<oneshot::Receiver<Option<Status>>>,
 }
 
-/// What a command says.
-pub type Said = ReadHalf<SimplexStream>;
+/// What a command says on a stream.
+pub struct Said {
+    stream: Option<ReadHalf<SimplexStream>>,
+    /// Of a connection that broke, kube's streams have no end.
+    gone: CancellationToken,
+}
+
+impl Said {
+    /// What is there, as soon as there is something; `None` at its end.
+    pub async fn next(&mut self) -> Option<Vec<u8>> {
+        let stream = self.stream.as_mut()?;
+        let mut bytes = Vec::with_capacity(STREAM_BYTES);
+        tokio::select! {
+            biased;
+            read = stream.read_buf(&mut bytes) => matches!(read, Ok(1..)).then_some(bytes),
+            () = self.gone.cancelled() => None,
+        }
+    }
+
+    /// All of it, or the beginning.
+    async fn whole(mut self) -> String {
+        let mut bytes = Vec::new();
+        while bytes.len() < LONGEST_OUTPUT
+            && let Some(more) = self.next().await
+        {
+            bytes.extend(more);
+        }
+        bytes.truncate(LONGEST_OUTPUT);
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+}
 
 impl Objects {
     /// Runs a command in the first container of a pod, to its end.
@@ -79,7 +113,7 @@ impl Objects {
         let mut running = self.start(container, words, false).await?;
         let (stdout, stderr) = (running.stdout(), running.stderr());
         let end = running.end();
-        let (stdout, stderr) = tokio::join!(whole(stdout), whole(stderr));
+        let (stdout, stderr) = tokio::join!(stdout.whole(), stderr.whole());
         let code = end.await?;
         Ok(Ended { code, stdout, stderr })
     }
@@ -111,24 +145,44 @@ impl Objects {
             source,
         })?;
         let stdin = process.stdin();
+        let gone = CancellationToken::new();
+        let (sender, end) = oneshot::channel();
+        if let Some(status) = process.take_status() {
+            let gone = gone.clone();
+            tokio::spawn(async move {
+                let status = status.await;
+                if status.is_none() {
+                    gone.cancel();
+                }
+                let _ = sender.send(status); // nobody need ask
+            });
+        }
         Ok(Running {
             program: program(words),
             pod: pod.to_owned(),
             process,
             stdin,
+            gone,
+            end: Some(end),
         })
     }
 }
 
 impl Running {
     /// What it says on standard output. Both have to be read: the server waits with one while the other is full.
-    pub fn stdout(&mut self) -> Option<Said> {
-        self.process.stdout()
+    pub fn stdout(&mut self) -> Said {
+        Said {
+            stream: self.process.stdout(),
+            gone: self.gone.clone(),
+        }
     }
 
     /// What it says on standard error.
-    pub fn stderr(&mut self) -> Option<Said> {
-        self.process.stderr()
+    pub fn stderr(&mut self) -> Said {
+        Said {
+            stream: self.process.stderr(),
+            gone: self.gone.clone(),
+        }
     }
 
     /// Ends its standard input. Servers that know no other way (before Kubernetes 1.30) are told by the end of the
@@ -141,14 +195,17 @@ impl Running {
 
     /// Its exit code, once both of its streams have ended; an error when the server does not tell it. There is one end.
     pub fn end(&mut self) -> impl Future<Output = Result<i32, ObjectsError>> + Send + use<> {
-        let status = self.process.take_status();
+        let end = self.end.take();
         let (program, pod) = (self.program.clone(), self.pod.clone());
         async move {
-            let status = match status {
-                Some(status) => status.await,
+            let status = match end {
+                Some(end) => end.await.ok().flatten(),
                 None => None,
             };
-            let told = status.map_or_else(|| Err("its end was not told".to_owned()), code);
+            let told = status.map_or_else(
+                || Err("the connection broke before its end was told".to_owned()),
+                code,
+            );
             told.map_err(|reason| ObjectsError::Ended { program, pod, reason })
         }
     }
@@ -171,13 +228,4 @@ fn code(status: Status) -> Result<i32, String> {
 
 fn program(words: &[String]) -> String {
     words.first().cloned().unwrap_or_default()
-}
-
-async fn whole(stream: Option<impl AsyncRead + Unpin>) -> String {
-    let mut bytes = Vec::new();
-    if let Some(stream) = stream {
-        // It is in memory: how the connection ended, the status tells.
-        let _ = stream.take(LONGEST_OUTPUT).read_to_end(&mut bytes).await;
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
 }

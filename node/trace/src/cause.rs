@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::hop::Hop;
+use crate::hop::{Hop, Protocol};
 
 /// What a drop means, and what to look at. In the table `DEVICE`, `SENDER` and `RECEIVER` stand for those of the packet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -309,6 +309,72 @@ pub fn of(reason: &str, place: &str) -> Option<Cause> {
     })
 }
 
+/// Answers that refuse: TCP's, and errors by ICMP as [`crate::hop`] calls them; what they mean, and what to look at.
+/// `SENDER` is who refuses.
+const REFUSALS: [(&str, &str, &str); 10] = [
+    (
+        "port unreachable",
+        "nobody listens at this UDP port of SENDER, or a rule there rejects it",
+        "ss -uln; nft list ruleset, iptables-save, where SENDER is",
+    ),
+    (
+        "host unreachable",
+        "SENDER knows no way to the receiver: nobody on the link answers for its address, or a route refuses it",
+        "ip neigh show; ip route, where SENDER is",
+    ),
+    (
+        "address unreachable",
+        "SENDER knows no way to the receiver: nobody on the link answers for its address, or a route refuses it",
+        "ip -6 neigh show; ip -6 route, where SENDER is",
+    ),
+    (
+        "network unreachable",
+        "SENDER has no route to the receiver",
+        "ip route, where SENDER is",
+    ),
+    (
+        "no route",
+        "SENDER has no route to the receiver",
+        "ip -6 route, where SENDER is",
+    ),
+    (
+        "administratively prohibited",
+        "a rule, or a route, of SENDER rejects it",
+        "nft list ruleset, iptables-save; ip route, where SENDER is",
+    ),
+    (
+        "time exceeded",
+        "it went in a circle, or over more hops than its TTL allows, and ended at SENDER",
+        "ip route get, at each node of its way",
+    ),
+    (
+        "fragmentation needed",
+        "it is larger than the next link of SENDER takes (MTU), and may not be cut up",
+        "ip link show, where SENDER is; the MTU of pods must leave room for the tunnel",
+    ),
+    (
+        "packet too big",
+        "it is larger than the next link of SENDER takes (MTU)",
+        "ip link show, where SENDER is; the MTU of pods must leave room for the tunnel",
+    ),
+    (
+        "RST",
+        "nobody listens at this address and port, or a rule rejects it",
+        "ss -tln; nft list ruleset, iptables-save, where SENDER is",
+    ),
+];
+
+/// What an answer means that says no: an error by ICMP, or TCP's RST. `None` where it is none of these.
+#[must_use]
+pub fn of_refusal(protocol: Protocol, what: &str) -> Option<Cause> {
+    let name = if protocol == Protocol::TCP { "RST" } else { what };
+    let found = REFUSALS.iter().find(|(row, ..)| *row == name);
+    found.map(|(_, means, look)| Cause {
+        means: (*means).to_owned(),
+        look: (*look).to_owned(),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -335,5 +401,36 @@ mod tests {
         }
         assert_eq!(means("NOT_SPECIFIED", "somewhere"), None);
         assert_eq!(means("NO_TX_TARGET", "elsewhere"), None);
+    }
+
+    #[test]
+    fn a_refusal_means_something_by_each_of_its_names() {
+        let means = |protocol, what| of_refusal(protocol, what).map(|cause| cause.means);
+        let rows = [
+            (
+                Protocol::TCP,
+                "RST,ACK",
+                "nobody listens at this address and port",
+            ),
+            (
+                Protocol::ICMP,
+                "port unreachable",
+                "nobody listens at this UDP port",
+            ),
+            (
+                Protocol::ICMP_V6,
+                "port unreachable",
+                "nobody listens at this UDP port",
+            ),
+            (Protocol::ICMP, "host unreachable", "no way to the receiver"),
+            (Protocol::ICMP_V6, "address unreachable", "no way to the receiver"),
+            (Protocol::ICMP_V6, "no route", "no route to the receiver"),
+            (Protocol::ICMP_V6, "packet too big", "(MTU)"),
+        ];
+        for (protocol, what, part) in rows {
+            let means = means(protocol, what).expect("known");
+            assert!(means.contains(part), "{protocol} {what}: {means}");
+        }
+        assert_eq!(means(Protocol::ICMP, "type 42 code 0"), None);
     }
 }

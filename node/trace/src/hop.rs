@@ -30,7 +30,8 @@ pub struct Hop {
     /// What it is wrapped in.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub wrapping: Option<Wrapping>,
-    /// The connection that the kernel tracks it in.
+    /// The connection that the kernel tracks it in; of an error by ICMP that it does not track, that of the packet which the
+    /// error quotes.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub connection: Option<Connection>,
 }
@@ -179,6 +180,13 @@ impl Connection {
     pub fn is_translated(&self) -> bool {
         self.original != self.reply.reversed()
     }
+
+    /// Whether a packet with these ends goes the way that it began: each of them may be translated already, or not yet.
+    #[must_use]
+    pub fn began_with(&self, flow: &Flow) -> bool {
+        [self.original.source, self.reply.destination].contains(&flow.source)
+            && [self.original.destination, self.reply.source].contains(&flow.destination)
+    }
 }
 
 impl Flow {
@@ -315,9 +323,10 @@ fn icmp_type(kind: u8, code: u8) -> String {
         (8, _) => "echo request".to_owned(),
         (3, 0) => "network unreachable".to_owned(),
         (3, 1) => "host unreachable".to_owned(),
+        (3, 2) => "protocol unreachable".to_owned(),
         (3, 3) => "port unreachable".to_owned(),
         (3, 4) => "fragmentation needed".to_owned(),
-        (3, 13) => "administratively prohibited".to_owned(),
+        (3, 9 | 10 | 13) => "administratively prohibited".to_owned(),
         (11, _) => "time exceeded".to_owned(),
         (kind, code) => format!("type {kind} code {code}"),
     }
@@ -329,7 +338,8 @@ fn icmp_v6_type(kind: u8, code: u8) -> String {
         (128, _) => "echo request".to_owned(),
         (129, _) => "echo reply".to_owned(),
         (1, 0) => "no route".to_owned(),
-        (1, 1) => "administratively prohibited".to_owned(),
+        (1, 1 | 5 | 6) => "administratively prohibited".to_owned(),
+        (1, 3) => "address unreachable".to_owned(),
         (1, 4) => "port unreachable".to_owned(),
         (2, _) => "packet too big".to_owned(),
         (3, _) => "time exceeded".to_owned(),

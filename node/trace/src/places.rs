@@ -20,10 +20,19 @@ pub struct Places {
     reasons: BTreeMap<u32, String>,
     /// Who has reasons of its own, by the upper half of their numbers.
     subsystems: BTreeMap<u32, String>,
-    /// By address; there when the first function was asked for, since there are many.
-    functions: Option<BTreeMap<u64, String>>,
+    /// There when the first function was asked for, since there are many.
+    functions: Option<Functions>,
     /// Reads them before, where somebody wants to wait for nothing then.
-    reading: Option<JoinHandle<BTreeMap<u64, String>>>,
+    reading: Option<JoinHandle<Functions>>,
+}
+
+/// The kernel's functions: there are a hundred thousand and more, and few are asked for.
+#[derive(Debug)]
+struct Functions {
+    /// `/proc/kallsyms`: `ffffffff81a2b3c0 T ip_rcv`.
+    text: String,
+    /// Where functions begin, in memory and in the text, in the order of their addresses.
+    begins: Vec<(u64, usize)>,
 }
 
 impl Places {
@@ -64,9 +73,11 @@ impl Places {
         }
     }
 
-    /// Begins to read the names of functions, beside whatever comes next.
+    /// Begins to read the names of functions, beside whatever comes next; once.
     pub(crate) fn read_functions(&mut self) {
-        self.reading = Some(std::thread::spawn(read_functions));
+        if self.functions.is_none() && self.reading.is_none() {
+            self.reading = Some(std::thread::spawn(Functions::read));
+        }
     }
 
     /// The function that an address is in.
@@ -77,10 +88,10 @@ impl Places {
                 let read = reading.join();
                 read.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
             }
-            None => read_functions(),
+            None => Functions::read(),
         });
-        let found = functions.range(..=address).next_back();
-        found.map_or_else(|| format!("{address:#x}"), |(_, name)| name.clone())
+        let found = functions.at(address);
+        found.map_or_else(|| format!("{address:#x}"), str::to_owned)
     }
 }
 
@@ -89,22 +100,41 @@ pub(crate) fn is_bare(place: &str) -> bool {
     place.starts_with("0x")
 }
 
-/// The running kernel's. Without the right to see addresses all are 0, and there is none.
-fn read_functions() -> BTreeMap<u64, String> {
-    functions(&fs::read_to_string("/proc/kallsyms").unwrap_or_default())
-}
+impl Functions {
+    /// The running kernel's. Without the right to see addresses all are 0, and there is none.
+    fn read() -> Self {
+        Self::of(fs::read_to_string("/proc/kallsyms").unwrap_or_default())
+    }
 
-/// Functions of `/proc/kallsyms` by address: `ffffffff81a2b3c0 T ip_rcv`.
-fn functions(symbols: &str) -> BTreeMap<u64, String> {
-    let function = |line: &str| {
-        let mut fields = line.split_ascii_whitespace();
-        let address = u64::from_str_radix(fields.next()?, 16).ok()?;
-        let (kind, name) = (fields.next()?, fields.next()?);
+    fn of(text: String) -> Self {
+        let mut begins = Vec::new();
+        let mut at = 0;
+        for line in text.split_inclusive('\n') {
+            let mut fields = line.splitn(3, ' ');
+            let address = fields
+                .next()
+                .and_then(|field| u64::from_str_radix(field, 16).ok());
+            let is_function = matches!(fields.next(), Some("t" | "T"));
+            begins.extend(
+                address
+                    .filter(|address| is_function && *address != 0)
+                    .map(|address| (address, at)),
+            );
+            at += line.len();
+        }
+        // Of several names of a place the last stands.
+        begins.sort_unstable();
+        Self { text, begins }
+    }
+
+    /// The name of the function that an address is in.
+    fn at(&self, address: u64) -> Option<&str> {
+        let behind = self.begins.partition_point(|(begin, _)| *begin <= address);
+        let (_, line) = self.begins.get(behind.checked_sub(1)?)?;
+        let name = self.text.get(*line..)?.split_ascii_whitespace().nth(2)?;
         // Compilers add suffixes to functions that they cut up: `.isra.0`.
-        let name = name.split('.').next().unwrap_or(name);
-        (address != 0 && matches!(kind, "t" | "T")).then(|| (address, name.to_owned()))
-    };
-    symbols.lines().filter_map(function).collect()
+        name.split('.').next()
+    }
 }
 
 /// What people call network namespaces.
@@ -186,7 +216,7 @@ ffffffff81000200 T udp_rcv\t[module]
         let mut places = Places {
             reasons: BTreeMap::from([(12, "NETFILTER_DROP".to_owned())]),
             subsystems: BTreeMap::from([(0, "CORE".to_owned()), (2, "OPENVSWITCH".to_owned())]),
-            functions: Some(functions(symbols)),
+            functions: Some(Functions::of(symbols.to_owned())),
             reading: None,
         };
         let rows = [

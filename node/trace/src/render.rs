@@ -2,8 +2,8 @@
 
 use std::fmt::Write as _;
 
-use crate::cause::Cause;
-use crate::hop::{Flow, Hop, HopKind};
+use crate::cause::{self, Cause};
+use crate::hop::{Flow, Hop, HopKind, Protocol};
 use crate::story::{Packet, Step, Story, Verdict};
 
 /// Packets that are told hop by hop; of the others there is a line each.
@@ -290,9 +290,8 @@ fn notes(story: &Story) -> Vec<String> {
 fn conclusions(story: &Story) -> Vec<String> {
     let (request, reply) = (story.last_step(false), story.last_step(true));
     match (story.verdict, reply.or(request)) {
-        (Verdict::Dropped { .. } | Verdict::Refused, _) => {
-            story.drop().map(dropped_lines).unwrap_or_default()
-        }
+        (Verdict::Dropped { .. }, _) => story.drop().map(dropped_lines).unwrap_or_default(),
+        (Verdict::Refused, _) => refused_lines(story),
         (Verdict::Left, _) => story.left().map(left_lines).unwrap_or_default(),
         (Verdict::Unanswered, Some(step)) => {
             let what = if reply.is_some() {
@@ -301,6 +300,7 @@ fn conclusions(story: &Story) -> Vec<String> {
                 "nobody dropped it, and nobody answered"
             };
             let mut lines = vec![format!("{what}: it was seen last at {}", place(step))];
+            lines.extend(step.cause.iter().flat_map(cause_lines));
             if reply.is_none() && matches!(step.hop.kind, HopKind::Consumed { .. }) {
                 lines.push(
                     "means:   its receiver has taken it: that has no way back to the sender, or says nothing"
@@ -308,6 +308,11 @@ fn conclusions(story: &Story) -> Vec<String> {
                 );
                 lines.push("look at: ip route get SENDER, where the receiver is; causeway doctor".to_owned());
             }
+            lines
+        }
+        (Verdict::NothingSeen, _) if story.is_probe => {
+            let mut lines = vec!["a probe was sent, and no device had a packet of it".to_owned()];
+            lines.extend(story.cause.iter().flat_map(cause_lines));
             lines
         }
         (Verdict::NothingSeen, _) => {
@@ -338,6 +343,40 @@ fn dropped_lines(step: &Step) -> Vec<String> {
         None => lines.push("means:   not known; the kernel's function is where it ended".to_owned()),
     }
     lines
+}
+
+/// Who refused it, and why.
+fn refused_lines(story: &Story) -> Vec<String> {
+    let Some(refusal) = story.refusal() else {
+        let mut lines = vec!["REFUSED before there was a packet: its socket was told so".to_owned()];
+        lines.extend(story.cause.iter().flat_map(cause_lines));
+        return lines;
+    };
+    let header = &refusal.hop.header;
+    let mut lines = vec![format!(
+        "REFUSED by {} at {}: {} {}",
+        header.flow.source.ip(),
+        place(refusal),
+        header.flow.protocol,
+        header.what
+    )];
+    let said = cause::of_refusal(header.flow.protocol, &header.what);
+    let said = said.map(|cause| cause.about(&refusal.hop));
+    match story.drop() {
+        // The answer says more than the place in the kernel does.
+        Some(dropped) if is_without_reason(dropped) && header.flow.protocol != Protocol::TCP => {
+            lines.extend(dropped_lines(dropped).into_iter().take(1));
+            lines.extend(said.iter().flat_map(cause_lines));
+        }
+        Some(dropped) => lines.extend(dropped_lines(dropped)),
+        // Who refused it is not here, or needed no rule for it.
+        None => lines.extend(said.iter().flat_map(cause_lines)),
+    }
+    lines
+}
+
+fn is_without_reason(step: &Step) -> bool {
+    matches!(&step.hop.kind, HopKind::Dropped { reason, .. } if reason == "NOT_SPECIFIED")
 }
 
 fn left_lines(step: &Step) -> Vec<String> {

@@ -25,7 +25,7 @@ pub struct Service {
 pub struct Choice {
     /// What the Service is called.
     pub name: String,
-    /// How many endpoints it has.
+    /// How many endpoints it has, of the version of IP that it is asked by.
     pub endpoints: usize,
     /// That which was chosen; none where no packet went to one.
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -57,7 +57,16 @@ impl Service {
             .map(|step| &step.hop)
             .collect();
         let endpoint = hops.iter().find_map(|hop| self.endpoint(hop));
-        let first = hops.first().map(|hop| hop.header.flow.destination);
+        // What the node itself sends its rules have translated before it is seen.
+        let asked = |hop: &&Hop| {
+            let tracked = hop.connection.map(|connection| connection.original.destination);
+            tracked.filter(|frontend| self.frontends.contains(frontend))
+        };
+        let first = hops
+            .first()
+            .map(|hop| asked(hop).unwrap_or(hop.header.flow.destination));
+        let is_asked_for =
+            |endpoint: &&SocketAddr| first.is_none_or(|first| first.is_ipv4() == endpoint.is_ipv4());
         let by = endpoint.filter(|_| !self.frontends.is_empty()).map(|endpoint| {
             if first == Some(endpoint) && !self.frontends.contains(&endpoint) {
                 ChosenBy::SocketHook
@@ -72,7 +81,7 @@ impl Service {
             .map(|step| step.hop.header.flow.source);
         Choice {
             name: self.name.clone(),
-            endpoints: self.endpoints.len(),
+            endpoints: self.endpoints.iter().filter(is_asked_for).count(),
             endpoint,
             itself: match endpoint {
                 Some(_) => None,

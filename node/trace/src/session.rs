@@ -19,7 +19,7 @@ pub const VXLAN_PORTS: [u16; 2] = [4789, 8472];
 /// Whose packets are followed, in both directions, under whatever addresses NAT gives them on the way.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Filter {
-    /// Addresses of one end, at most two; none: anybody.
+    /// Addresses of one end, at most 1024; none: anybody.
     pub sources: Vec<IpAddr>,
     /// The port of that end; `None`: any.
     pub source_port: Option<u16>,
@@ -74,10 +74,8 @@ impl Session {
         let began = Instant::now();
         let wanted = wanted(filter);
         let types = KernelTypes::read()?;
-        let mut places = Places::read(&types)?;
+        let places = Places::read(&types)?;
         let tracer = Tracer::start(&wanted, &types)?;
-        // After the verifier, which has use for every CPU.
-        places.read_functions();
         Ok(Self {
             tracer,
             places,
@@ -99,6 +97,8 @@ impl Session {
     pub fn next_hop(&mut self, deadline: Instant) -> Result<Option<Hop>, TraceError> {
         loop {
             while let Some(event) = self.tracer.next_event() {
+                // Not before: who finds nobody shall cost others nothing.
+                self.places.read_functions();
                 if let Some(hop) = Hop::of(&event, &self.node, &mut self.places) {
                     return Ok(Some(hop));
                 }

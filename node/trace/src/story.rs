@@ -20,8 +20,14 @@ pub struct Story {
     /// What became of it.
     #[serde(flatten)]
     pub verdict: Verdict,
-    /// Its first packet as it was sent.
+    /// Its first packet as it was sent; of a probe that was not seen what was asked for.
     pub flow: Option<Flow>,
+    /// Whether a probe was sent for it.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub is_probe: bool,
+    /// Why no packet of a probe was seen.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub cause: Option<Cause>,
     /// Time from the request's first hop to the reply's last, in nanoseconds.
     pub round_trip_ns: Option<u64>,
     /// Packets in the order in which they were seen first.
@@ -144,6 +150,8 @@ impl Story {
         Self {
             verdict: verdict(&told, first),
             flow: Some(first.header.flow),
+            is_probe: false,
+            cause: None,
             round_trip_ns: arrived.map(|at_ns| at_ns.saturating_sub(first.at_ns)),
             packets: told,
             other_connections: connections.values().collect::<BTreeSet<_>>().len() - 1,
@@ -157,6 +165,8 @@ impl Story {
         Self {
             verdict: Verdict::NothingSeen,
             flow: None,
+            is_probe: false,
+            cause: None,
             round_trip_ns: None,
             packets: Vec::new(),
             other_connections: 0,
@@ -186,10 +196,47 @@ impl Story {
         first.departure()
     }
 
-    /// Asks for the cause of what the verdict says of a packet: where it was dropped, or where it left. The kernel's words
-    /// stay where nobody knows better.
+    /// The packet that says that the connection is not wanted, where it was first seen.
+    #[must_use]
+    pub fn refusal(&self) -> Option<&Step> {
+        let mut packets = self.packets.iter();
+        let refusal = packets.find(|packet| packet.is_reply && packet.refuses())?;
+        refusal.hops.first().filter(|_| self.verdict == Verdict::Refused)
+    }
+
+    /// Where a packet was seen last that nobody dropped and nobody took.
+    #[must_use]
+    pub fn stuck(&self) -> Option<&Step> {
+        let last = self.last_step(true).or_else(|| self.last_step(false))?;
+        let is_under_way = matches!(last.hop.kind, HopKind::Sent | HopKind::Received);
+        (self.verdict == Verdict::Unanswered && is_under_way).then_some(last)
+    }
+
+    /// It is that of a probe. Where no packet of it was seen, it was sent all the same, or its socket was refused.
+    #[must_use]
+    pub fn of_probe(mut self, flow: Flow, is_refused: bool) -> Self {
+        self.is_probe = true;
+        if self.verdict == Verdict::NothingSeen {
+            self.flow = Some(flow);
+            if is_refused {
+                self.verdict = Verdict::Refused;
+            }
+        }
+        self
+    }
+
+    /// Asks why no packet of a probe was seen, where that is so.
+    pub fn explain_unseen(&mut self, cause: impl FnOnce() -> Option<Cause>) {
+        if self.packets.is_empty() {
+            self.cause = cause();
+        }
+    }
+
+    /// Asks for the cause of what the verdict says of a packet: where it was dropped, where it left, or where it was seen
+    /// last. The kernel's words stay where nobody knows better.
     pub fn explain_end(&mut self, cause: impl FnOnce(&Step, &Packet) -> Option<Cause>) {
-        let Some(end) = self.drop().or_else(|| self.left()).cloned() else {
+        let end = self.drop().or_else(|| self.left()).or_else(|| self.stuck());
+        let Some(end) = end.cloned() else {
             return;
         };
         let mut packets = self.packets.iter_mut();
@@ -236,7 +283,12 @@ impl Story {
 
 impl Packet {
     fn new(hops: &[Hop], request: &Hop, start: u64, names: &Names) -> Self {
-        let steps = hops.iter().map(|hop| Step {
+        // A copy that somebody let go of, since the packet went on as another one, is none of its ends.
+        let went_on = |at: usize| hops.len() > at + 1;
+        let is_copy =
+            |(at, hop): &(usize, &Hop)| matches!(hop.kind, HopKind::Consumed { .. }) && went_on(*at);
+        let kept = hops.iter().enumerate().filter(|numbered| !is_copy(numbered));
+        let steps = kept.map(|(_, hop)| Step {
             after_ns: hop.at_ns.saturating_sub(start),
             at: names.of_netns(hop.netns),
             cause: match &hop.kind {
@@ -527,12 +579,10 @@ fn is_request(filter: &Filter, packet: &[Hop]) -> bool {
     };
     let Some(first) = packet.first() else { return false };
     let is_answer = first.header.what == "SYN,ACK" || first.header.what == "echo reply";
-    let reversed = first.connection.is_some_and(|connection| {
-        // Going the way of the reply: its original direction is the other one.
-        connection.original != first.header.flow && connection.original.source != first.header.flow.source
-    });
-    let tracked = first.connection.map(|connection| connection.original);
-    let is_named = goes(&first.header.flow) || (!reversed && tracked.is_some_and(|flow| goes(&flow)));
+    let tracked = first
+        .connection
+        .filter(|connection| connection.began_with(&first.header.flow));
+    let is_named = goes(&first.header.flow) || tracked.is_some_and(|connection| goes(&connection.original));
     is_named && !is_answer
 }
 

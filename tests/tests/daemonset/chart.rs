@@ -175,6 +175,11 @@ fn values_of_the_chart_do_what_they_say() {
     // Without BPF programs there is no need for more.
     let nftables = render(&["--set", "node.proxy.datapath=nftables"]).expect("helm is there");
     assert_ne!(checksum(&nftables), checksum(&plain));
-    assert!(Value::from(plain).to_string().contains("SYS_ADMIN"));
-    assert!(!Value::from(nftables).to_string().contains("SYS_ADMIN"));
+    let (plain, nftables) = (Value::from(plain).to_string(), Value::from(nftables).to_string());
+    for capability in ["SYS_ADMIN", "NET_RAW", "SYSLOG"] {
+        assert!(
+            plain.contains(capability) && !nftables.contains(capability),
+            "{capability}"
+        );
+    }
 }

@@ -1,8 +1,9 @@
 //! `causeway on`: nodes are asked by the agents' pods, from somewhere that has a kubeconfig and nothing else.
 
 use std::fs;
+use std::io::{BufRead as _, BufReader};
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
@@ -300,13 +301,45 @@ impl<'c> World<'c> {
         );
         nothing_is_left();
 
-        // Who is killed tells nobody; nor does who reads no more.
+        // A connection that breaks is no end of the command, which ends by it.
+        let words = ["node-2", "--", "flows", "--follow"];
+        let mut following = Process::spawn(&Place::default(), &mut self.command(&words))?.quiet();
+        following.await_line("FORWARDED", LATER);
+        self.cluster.kill_and_await_successor("node-2-kubelet", LATER)?;
+        let status = following.await_end(LATER);
+        let broke = "error: node-2: run causeway in pod causeway-node-";
+        let why = ": the connection broke before its end was told";
+        let told = following.output();
+        let is_told = told
+            .lines()
+            .any(|line| line.starts_with(broke) && line.ends_with(why));
+        ensure!(status.code() == Some(2) && is_told, "{status}: {told}");
+        nothing_is_left();
+
+        // Who reads no more, as head does, ends it too.
+        let words = ["node-1", "--", "flows", "--follow"];
+        let mut reading = self.command(&words).stdout(Stdio::piped()).spawn()?;
+        let mut line = String::new();
+        let mut stdout = BufReader::new(reading.stdout.take().context("piped")?);
+        stdout.read_line(&mut line)?;
+        drop(stdout);
+        wait::until_value(
+            "its end",
+            LATER,
+            || reading.try_wait().ok().flatten(),
+            Option::is_some,
+        );
+        nothing_is_left();
+
+        // Who is killed tells nobody.
         let words = ["node-2", "--", "capture", "pod/server"];
         let mut capturing = Process::spawn(&Place::default(), &mut self.command(&words))?;
         capturing.await_line("capturing at ", LATER);
         ensure!(commands_there().len() == 1, "{:?}", commands_there());
         capturing.kill();
         nothing_is_left();
+        self.cluster
+            .run(&["wait", "node", "--all", "--for=condition=Ready", "--timeout=60s"])?;
         Ok(())
     }
 

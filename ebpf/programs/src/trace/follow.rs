@@ -12,6 +12,9 @@ use ebpf_common::trace::{Event, Filter, Flow, Header, Presence, Target, Tracked}
 use crate::headers::{self, ICMP, ICMP_V6, NO_FLOW, UDP, V4_TYPE, V6_TYPE, is_same};
 use crate::kernel::{self, Bytes, Skb};
 
+/// An end with more addresses than [`Filter::sources`] has room for: a node has one for each of its devices.
+#[map]
+static SOURCES: HashMap<Ip, u32> = HashMap::with_max_entries(1024, 0);
 #[map]
 static TARGETS: HashMap<Target, u32> = HashMap::with_max_entries(1024, 0);
 #[map]
@@ -49,6 +52,7 @@ static FILTER: Filter = Filter {
     sources: [Ip::ANY; 2],
     targets: [Ip::ANY; 2],
     protocol: 0,
+    any_source: 0,
     any_target: 0,
     ports: 0,
     vxlan_ports: [Port(0); 2],
@@ -192,9 +196,12 @@ fn may_be_followed(skb: Skb, ethertype: u16, seen: &Seen) -> bool {
     if ends.next == UDP && filter!(vxlan_ports[0]).0 != 0 {
         return true;
     }
-    // So has a packet that was translated before it was seen first, and what a router says of a packet.
+    // So has what a router says of a packet, and a packet that was translated before it was seen first.
+    if ends.next == ICMP || ends.next == ICMP_V6 {
+        return true;
+    }
     let conntrack = skb.conntrack();
-    conntrack != 0 && (ends.next == ICMP || ends.next == ICMP_V6 || kernel::is_translated(conntrack))
+    conntrack != 0 && kernel::is_translated(conntrack)
 }
 
 #[inline(always)]
@@ -215,6 +222,10 @@ fn tell(skb: Skb, ethertype: u16, seen: &Seen) {
     }
     event.conntrack = skb.conntrack();
     (event.original, event.reply) = match event.conntrack {
+        0 if transport != 0 && headers::is_icmp_error(&event.outer) => {
+            let quoted = headers::quoted(seen.bytes, transport, ethertype);
+            (quoted, quoted.reversed())
+        }
         0 => (NO_FLOW, NO_FLOW),
         conntrack => kernel::flows(conntrack),
     };
@@ -298,8 +309,14 @@ fn is_from(address: Ip, port: Port) -> bool {
 
 #[inline(always)]
 fn is_source(address: Ip) -> bool {
+    if filter!(any_source) != 0 {
+        return true;
+    }
     let first = filter!(sources[0]);
-    is_equal(first, Ip::ANY) || is_equal(first, address) || is_equal(filter!(sources[1]), address)
+    if is_equal(first, Ip::ANY) {
+        return SOURCES.get_ptr(address).is_some();
+    }
+    is_equal(first, address) || is_equal(filter!(sources[1]), address)
 }
 
 /// Word by word: the compiler's own comparison is a call that there is none for here.
@@ -368,12 +385,12 @@ fn complete(skb: Skb, seen: &Seen, event: &mut Event) {
     if seen.kind == Event::CONSUMED {
         return;
     }
-    let address = skb.device();
-    if address == 0 {
-        event.netns = skb.socket_netns();
+    let (device, socket) = skb.device_and_socket();
+    if device == 0 {
+        event.netns = kernel::netns_of_socket(socket);
         return;
     }
-    let device = kernel::device(address);
+    let device = kernel::device(device);
     event.device = device.name;
     event.netns = device.netns;
 }

@@ -233,6 +233,41 @@ pub fn unwrap(bytes: Bytes, at: u64, header: &mut Header) -> u32 {
     u32::from_be_bytes([0, a, b, c])
 }
 
+/// Whether this is an error, which quotes the packet that it speaks of (RFC 792, RFC 4443 §2.1).
+#[inline(always)]
+pub fn is_icmp_error(header: &Header) -> bool {
+    let protocol = header.flow.protocol;
+    (protocol == ICMP as u32 && matches!(header.icmp_type, 3 | 11 | 12))
+        || (protocol == ICMP_V6 as u32 && matches!(header.icmp_type, 1..=4))
+}
+
+/// The flow of the packet that an error at `at` quotes, as that one was sent; of protocol 0 where it is neither TCP nor UDP,
+/// or has extension headers.
+#[inline(always)]
+pub fn quoted(bytes: Bytes, at: u64, ethertype: u16) -> Flow {
+    let start = at + 8;
+    let mut flow = NO_FLOW;
+    let (next, ports_at) = if ethertype == V4_TYPE {
+        let ip: V4 = read(start, 0);
+        flow.source = Ip::v4(ip.source);
+        flow.destination = Ip::v4(ip.destination);
+        (ip.protocol, start + u64::from(ip.version_and_length & 0xf) * 4)
+    } else {
+        let ip: V6 = read(start, 0);
+        flow.source = Ip(ip.source);
+        flow.destination = Ip(ip.destination);
+        (ip.next, start + size_of::<V6>() as u64)
+    };
+    if !has(bytes, ports_at, 4) || (next != TCP && next != UDP) {
+        return NO_FLOW;
+    }
+    let [source, destination]: [u16; 2] = read(ports_at, 0);
+    flow.source_port = Port(source);
+    flow.destination_port = Port(destination);
+    flow.protocol = u32::from(next);
+    flow
+}
+
 #[inline(always)]
 fn has(bytes: Bytes, at: u64, length: u64) -> bool {
     at >= bytes.start && at + length <= bytes.end

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::Context;
 use model::IpFamily;
 use proxy::{DatapathKind, DetectLocal, IptablesVariant, NodePortAddresses, Settings};
 
+use crate::cgroup2;
 use crate::config::{self, Config, Datapath, DetectLocalMode};
 
 /// What the proxy is opened with. None where there shall be no proxy.
@@ -62,7 +63,8 @@ fn datapath(proxy: &config::Proxy) -> anyhow::Result<Option<DatapathKind>> {
         Datapath::Ebpf => Some(DatapathKind::Ebpf {
             cgroup: match &proxy.cgroup {
                 Some(cgroup) => cgroup.clone(),
-                None => cgroup2_mount(Path::new("/proc/self/mounts"))?,
+                None => cgroup2::mount_point(Path::new(cgroup2::MOUNTS))
+                    .context("proxy.datapath ebpf needs one")?,
             },
             pin_dir: proxy.pin_dir.clone(),
         }),
@@ -81,17 +83,6 @@ fn detect_local(config: &Config) -> anyhow::Result<DetectLocal> {
         }
         DetectLocalMode::None => DetectLocal::Off,
     })
-}
-
-/// Where cgroup v2 is mounted: `/sys/fs/cgroup`, or `/sys/fs/cgroup/unified` beside v1.
-fn cgroup2_mount(mounts: &Path) -> anyhow::Result<PathBuf> {
-    let text = std::fs::read_to_string(mounts).with_context(|| format!("read {}", mounts.display()))?;
-    let mut lines = text.lines().map(|line| line.split(' ').collect::<Vec<_>>());
-    let found = lines.find_map(|fields| match fields.as_slice() {
-        [_, directory, "cgroup2", ..] => Some(PathBuf::from(*directory)),
-        _ => None,
-    });
-    found.context("no cgroup v2 hierarchy is mounted; proxy.datapath ebpf needs one")
 }
 
 #[cfg(test)]

@@ -88,10 +88,16 @@ fn check(text: &str, expected: &str) {
                     behind.meant.join(" ")
                 )
             });
+            let tunnel: Vec<String> = located
+                .tunnel
+                .iter()
+                .map(|own| format!(" tunnel {own}"))
+                .collect();
             format!(
-                "{} {}{}",
+                "{} {}{}{}",
                 located.name,
                 addresses.join(" "),
+                tunnel.concat(),
                 behind.unwrap_or_default()
             )
         }
