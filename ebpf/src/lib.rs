@@ -133,8 +133,8 @@ mod tests {
                 "netif_receive_skb",
             ],
             &[
-                ".rodata", "BUSY", "DRAFTS", "EVENTS", "LEARNED", "LOST", "MISSED", "PRESENT", "TARGETS",
-                "TRACKED",
+                ".rodata", "BUSY", "DRAFTS", "EVENTS", "LEARNED", "LOST", "MISSED", "PRESENT", "SOURCES",
+                "TARGETS", "TRACKED",
             ],
         );
         check(

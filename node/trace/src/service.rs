@@ -74,7 +74,10 @@ impl Service {
                 ChosenBy::PacketRules
             }
         });
-        let answers = packets.iter().filter(|packet| packet.is_reply);
+        // Who refuses what is sent to a Service's address serves nobody there.
+        let answers = packets
+            .iter()
+            .filter(|packet| packet.is_reply && !packet.refuses());
         let first_of_answers = answers.filter_map(|packet| packet.hops.first());
         let mut sources = first_of_answers
             .filter(|step| step.hop.kind == HopKind::Sent)

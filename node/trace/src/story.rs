@@ -376,7 +376,7 @@ impl Packet {
     }
 
     /// Whether this reply says that the connection is not wanted.
-    fn refuses(&self) -> bool {
+    pub(crate) fn refuses(&self) -> bool {
         let header = self.hops.first().map(|step| &step.hop.header);
         header.is_some_and(|header| match header.flow.protocol {
             Protocol::TCP => header.what.contains("RST"),

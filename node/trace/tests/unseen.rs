@@ -174,6 +174,28 @@ fn what_a_node_sends_is_its_own_though_both_ends_are_translated_before_it_is_see
 }
 
 #[test]
+fn who_refuses_at_a_services_address_does_not_serve_there() {
+    let asked = flow(CLIENT, "10.242.0.5:9000", Protocol::TCP);
+    let told = |answer: &str| {
+        let service = Service {
+            name: "svc/default/web:9000".to_owned(),
+            frontends: vec![asked.destination],
+            endpoints: Vec::new(),
+        };
+        let story = story(&[
+            hop(1, 1, "eth0", HopKind::Sent, asked, "SYN"),
+            hop(2, 2, "veth", HopKind::Sent, asked.reversed(), answer),
+        ]);
+        story.to_service(&service).service.expect("a Service").to_string()
+    };
+    assert_eq!(told("RST,ACK"), "svc/default/web:9000 -> no endpoint");
+    assert_eq!(
+        told("SYN,ACK"),
+        "svc/default/web:9000 -> answered at 10.242.0.5:9000 itself, and not by an endpoint"
+    );
+}
+
+#[test]
 fn a_services_endpoints_are_counted_in_the_version_of_ip_that_it_is_asked_by() {
     let service = Service {
         name: "svc/default/web:9000".to_owned(),
