@@ -64,6 +64,7 @@ use std::io::{ErrorKind, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -99,7 +100,15 @@ fn main() -> ExitCode {
     if cli.while_input_is_open {
         std::thread::spawn(interrupt_at_end_of_input);
     }
-    match cli.command {
+    let code = run(cli.command);
+    if IS_UNPRINTED.load(Ordering::Relaxed) {
+        return ExitCode::from(COULD_NOT_RUN);
+    }
+    code
+}
+
+fn run(command: Command) -> ExitCode {
+    match command {
         Command::Up(handed) => could_not_run(cluster::hand_over("up", &handed.arguments)),
         Command::Down(handed) => could_not_run(cluster::hand_over("down", &handed.arguments)),
         Command::Status(handed) => could_not_run(cluster::hand_over("status", &handed.arguments)),
@@ -312,14 +321,14 @@ fn show_answer<T>(
             show(&render(&answer));
             ExitCode::from(if is_wrong(&answer) { WRONG } else { 0 })
         }
-        Err(error) => could_not_run(format_args!("{error:#}")),
+        Err(error) => could_not_run(with_causes(error.as_ref())),
     }
 }
 
 fn write_bundle(args: &BundleArgs) -> ExitCode {
     match bundle::collect::run(args) {
         Ok(is_whole) => ExitCode::from(if is_whole { 0 } else { WRONG }),
-        Err(error) => could_not_run(format_args!("{error:#}")),
+        Err(error) => could_not_run(with_causes(error.as_ref())),
     }
 }
 
@@ -545,6 +554,9 @@ fn exit_code(result: anyhow::Result<()>) -> ExitCode {
     }
 }
 
+/// Whether a result was for nobody to see: who goes by the exit code alone shall not take it for a good one.
+static IS_UNPRINTED: AtomicBool = AtomicBool::new(false);
+
 /// Prints a result, and says whether anybody reads. A reader that has seen enough, as `head`, is no fault.
 fn show(text: &str) -> bool {
     put(text.as_bytes())
@@ -557,6 +569,7 @@ fn put(bytes: &[u8]) -> bool {
         Err(error) => {
             if error.kind() != ErrorKind::BrokenPipe {
                 logs::tell(format_args!("error: print the result: {error}"));
+                IS_UNPRINTED.store(true, Ordering::Relaxed);
             }
             false
         }

@@ -164,7 +164,7 @@ fn failure(followed: Option<&(&Layer, programmed::Verdict)>, layers: &[Layer]) -
 #[must_use]
 pub fn way(wanted: &Way, sight: &Sight, from: &Vantage) -> Vec<Step> {
     let mut steps = vec![route(wanted, &sight.routed, from)];
-    if let Some(found) = sight.routed.link.as_ref().filter(|link| !link.loopback) {
+    if let Some(found) = sight.routed.leaves_by() {
         steps.push(link(wanted, found, from));
     }
     if let Some(next) = sight.next {
@@ -345,7 +345,7 @@ fn mac_text(mac: netlink::Mac) -> String {
 /// None where there is none, and none is needed.
 fn neighbour(wanted: &Way, sight: &Sight, next: IpAddr, from: &Vantage) -> Option<Step> {
     let wanted_mac = match wanted {
-        Way::Pod { mac, .. } => *mac,
+        Way::Pod { mac, .. } if sight.routed.packet.destination == next => *mac,
         Way::Tunnel { mac, vtep, .. } if *vtep == next => Some(*mac),
         _ => None,
     };

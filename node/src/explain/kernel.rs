@@ -19,6 +19,16 @@ pub struct Routed {
     pub link: Option<Link>,
 }
 
+impl Routed {
+    /// The device that it leaves this network namespace by; none where it stays, though routes to addresses of one's own
+    /// name the device that has them.
+    #[must_use]
+    pub fn leaves_by(&self) -> Option<&Link> {
+        let stays = matches!(&self.found, Found::Route(route) if route.kind != RouteKind::Unicast);
+        self.link.as_ref().filter(|link| !stays && !link.loopback)
+    }
+}
+
 /// What the kernel has for one packet's way.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sight {

@@ -82,12 +82,7 @@ impl Asked {
             return trips;
         }
         let port = self.ports.get(&target).copied().or(self.port);
-        let leaves_by = there
-            .routed
-            .link
-            .as_ref()
-            .filter(|link| !link.loopback)
-            .map(device);
+        let leaves_by = there.routed.leaves_by().map(device);
         let comes_by = origin.device.as_ref().map(|(index, name)| Device {
             index: *index,
             name: name.clone(),

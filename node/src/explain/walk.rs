@@ -219,9 +219,26 @@ impl<'a> Walk<'a> {
         }
         targets.dedup();
         for target in targets {
+            if origin.client == Client::PodHere && target == self.source && !self.is_translated_outside() {
+                self.stays(target);
+                continue;
+            }
             self.there_and_back(kernel, &origin, target, is_masqueraded)?;
         }
         Ok(())
+    }
+
+    /// Whether rules for packets choose the endpoint, outside of the pod.
+    fn is_translated_outside(&self) -> bool {
+        self.translated_by == Some(LayerKind::PacketRules)
+    }
+
+    /// A pod's packet to itself.
+    fn stays(&mut self, address: IpAddr) {
+        let mut step = Step::new(Stage::Route, address.to_string());
+        let stays = "the sender's own address: the packet stays in the pod, on its loopback device";
+        step.objects.push(stays.to_owned());
+        self.forward.push(step);
     }
 
     /// By which device the packet comes to this node.
@@ -401,12 +418,7 @@ impl<'a> Walk<'a> {
                 },
             },
         )?;
-        let leaves_by = there
-            .routed
-            .link
-            .as_ref()
-            .filter(|link| !link.loopback)
-            .map(|link| link.index);
+        let leaves_by = there.routed.leaves_by().map(|link| link.index);
         let mut steps = self.compare(target, &there);
         let comes_by = origin.device.as_ref().map(|(_, name)| name.as_str());
         let passes = self.passage(kernel, comes_by, target)?;

@@ -81,6 +81,7 @@ fn explain_names_what_stands_in_the_way_and_where() {
     world.put(slice(&far, "http", true));
     check(&world, &WAY, 0, "WORKS");
     shows_both_sides(&world, &near, &far);
+    knows_what_stays_on_the_node(&world);
     names_what_the_maps_lack(&world, &near, &far);
     names_what_others_put_in_the_way(&world, &near, &far);
     says_what_the_objects_say(&world, &far);
@@ -135,6 +136,16 @@ fn shows_both_sides(world: &Network, near: &Pod, far: &Pod) {
 }
 
 /// The hook's maps are looked at by the agent every five minutes.
+/// What a pod says to its own node, and to itself.
+fn knows_what_stays_on_the_node(world: &Network) {
+    check(world, &["pod/near", "172.30.8.11:10256"], 0, "WORKS");
+    let itself = explain(world, &["pod/near", "pod/near:7000"]);
+    assert_eq!(itself.code, Some(0), "{}", itself.output);
+    let stays = "the packet stays in the pod, on its loopback device";
+    assert!(itself.output.contains(stays), "{}", itself.output);
+    assert!(!itself.output.contains("NEIGHBOUR"), "{}", itself.output);
+}
+
 fn names_what_the_maps_lack(world: &Network, near: &Pod, far: &Pod) {
     let pins = world.pins(0);
     let served = format!("WORKS: the packet rules send it to {}:7000", far.address);
