@@ -164,7 +164,8 @@ fn one_line(event: &str) -> Cow<'_, str> {
 }
 
 /// Control characters, and what else may break a line or turn its direction (Unicode's Bidi_Control).
-fn is_unsafe(c: char) -> bool {
+#[must_use]
+pub fn is_unsafe(c: char) -> bool {
     let is_bidi_control =
         matches!(c, '\u{061c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     c.is_control() || is_bidi_control || matches!(c, '\u{2028}' | '\u{2029}')

@@ -3,7 +3,7 @@
 //! - [`places`]: the devices.
 //! - [`link_layer`]: what their packets begin with.
 //! - [`filter`]: whose packets, decided in the kernel.
-//! - [`pcapng`]: the file.
+//! - [`pcapng`], [`file`]: the file.
 //! - [`dissect`]: a packet in a line.
 //! - [`drops`]: where the kernel drops some.
 //!
@@ -12,6 +12,7 @@
 
 mod dissect;
 mod drops;
+pub mod file;
 mod filter;
 #[cfg(test)]
 mod frames;
@@ -25,7 +26,6 @@ use std::io::{self, BufWriter, ErrorKind, Write};
 use std::net::IpAddr;
 use std::num::NonZeroU64;
 use std::os::fd::AsFd as _;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -489,13 +489,7 @@ impl Sink {
         let file = match file == Path::new("-") {
             // Not as `Stdout` has it, which looks for ends of lines.
             true => File::from(io::stdout().as_fd().try_clone_to_owned()?),
-            // What pods say to each other is nobody else's business.
-            false => File::options()
-                .write(true)
-                .create(true)
-                .truncate(true)
-                .mode(0o600)
-                .open(file)?,
+            false => file::create(file)?,
         };
         let interfaces = sources.iter().map(|source| pcapng::Interface {
             name: source.place.name.clone(),

@@ -179,17 +179,18 @@ impl<'c> Cluster<'c> {
 
 /// The nodes of those that a command names: of the first one, or of all, where it looks at all of them.
 fn of_ends(errand: &Errand, places: &Places) -> anyhow::Result<Vec<String>> {
-    let mut nodes = Vec::new();
+    let mut nodes: Vec<String> = Vec::new();
     for end in &errand.ends {
-        match end {
-            Subject::Node(node) => nodes.push(node.clone()),
+        let node = match end {
+            Subject::Node(node) => Some(node),
             Subject::Pod(pod) => match places.get(pod) {
-                Some(Ok(place)) => nodes.push(place.node.clone()),
+                Some(Ok(place)) => Some(&place.node),
                 Some(Err(why)) => bail!("{why}"),
-                None => {}
+                None => None,
             },
-            _ => {}
-        }
+            _ => None,
+        };
+        nodes.extend(node.filter(|node| !nodes.contains(node)).cloned());
         if !errand.of_each && !nodes.is_empty() {
             break;
         }
@@ -198,7 +199,6 @@ fn of_ends(errand: &Errand, places: &Places) -> anyhow::Result<Vec<String>> {
         !nodes.is_empty(),
         "which nodes? Name them (causeway on NODE[,NODE…] -- …), say --all, or --of pod/NAME for the node of a pod"
     );
-    nodes.dedup();
     // Who asked for nothing else wants to know where it was.
     tell(format_args!("on {}", nodes.join(", ")));
     Ok(nodes)
@@ -212,5 +212,21 @@ fn lacks(error: &ObjectsError, right: &str) -> String {
         Some(403) => format!("the right is missing to {right} ({})", words()),
         Some(_) => words(),
         None => with_causes(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_node_of_the_ends_is_asked_once() {
+        let words = ["capture", "pod/a"].map(str::to_owned);
+        let mut errand = Errand::parse(&words).expect("a command");
+        errand.ends = ["node-1", "node-2", "node-1"]
+            .map(|node| Subject::Node(node.to_owned()))
+            .to_vec();
+        let nodes = of_ends(&errand, &Places::new()).expect("nodes");
+        assert_eq!(nodes, ["node-1", "node-2"]);
     }
 }

@@ -80,17 +80,22 @@ impl Merger {
         }
     }
 
-    /// Takes what a node wrote; what is to be written now.
+    /// Takes what a node wrote; what is to be written now, also where an error follows it.
     ///
     /// # Errors
     /// When that is no capture. The node's packets are not to be given again.
-    pub fn take(&mut self, number: usize, bytes: &[u8], now: Instant) -> Result<Vec<u8>, Broken> {
+    pub fn take(&mut self, number: usize, bytes: &[u8], now: Instant) -> (Vec<u8>, Result<(), Broken>) {
         self.nodes[number].rest.extend_from_slice(bytes);
         let mut out = Vec::new();
+        let taken = self.blocks(number, now, &mut out);
+        (out, taken)
+    }
+
+    fn blocks(&mut self, number: usize, now: Instant, out: &mut Vec<u8>) -> Result<(), Broken> {
         while let Some(block) = self.nodes[number].next_block()? {
-            self.block(number, block, now, &mut out)?;
+            self.block(number, block, now, out)?;
         }
-        Ok(out)
+        Ok(())
     }
 
     /// Packets that have waited long enough, and those before them.
@@ -130,9 +135,9 @@ impl Merger {
                 }
             }
             INTERFACE => {
+                out.extend(with_node(&block, &stream.node)?);
                 stream.interfaces.push(self.interfaces);
                 self.interfaces += 1;
-                out.extend(with_node(&block, &stream.node)?);
             }
             kind @ (STATISTICS | PACKET) => {
                 let theirs = usize::try_from(word(&block, 8)?).unwrap_or(usize::MAX);
@@ -260,6 +265,13 @@ mod tests {
         file
     }
 
+    /// What is written now of a capture that is one.
+    fn take(merger: &mut Merger, number: usize, bytes: &[u8], now: Instant) -> Vec<u8> {
+        let (out, taken) = merger.take(number, bytes, now);
+        assert_eq!(taken, Ok(()));
+        out
+    }
+
     fn merger() -> Merger {
         Merger::new(["node-1", "node-2"].map(str::to_owned))
     }
@@ -274,7 +286,7 @@ mod tests {
         // In pieces of any length.
         for (number, capture) in [(1, &second), (0, &first)] {
             for bytes in capture.chunks(7) {
-                file.extend(merger.take(number, bytes, now).expect("a capture"));
+                file.extend(take(&mut merger, number, bytes, now));
             }
         }
         assert!(merger.due(now + HELD - Duration::from_millis(1)).is_empty());
@@ -305,15 +317,10 @@ mod tests {
     fn a_packet_waits_for_earlier_ones_and_not_longer() {
         let now = Instant::now();
         let mut merger = merger();
-        let mut file = merger
-            .take(0, &capture(&["a"], &[(0, 20)]), now)
-            .expect("a capture");
+        let mut file = take(&mut merger, 0, &capture(&["a"], &[(0, 20)]), now);
         let later = now + Duration::from_millis(300);
-        file.extend(
-            merger
-                .take(1, &capture(&["b"], &[(0, 10), (0, 30)]), later)
-                .expect("a capture"),
-        );
+        let second = capture(&["b"], &[(0, 10), (0, 30)]);
+        file.extend(take(&mut merger, 1, &second, later));
         file.extend(merger.due(now + HELD));
         let times = |file: &[u8]| {
             let packets = reader::read(file).packets;
@@ -346,7 +353,40 @@ mod tests {
             (&no_interface, "a packet is of no interface"),
         ];
         for (bytes, why) in rows {
-            assert_eq!(merger().take(0, bytes, Instant::now()), Err(Broken(why)));
+            assert_eq!(merger().take(0, bytes, Instant::now()).1, Err(Broken(why)));
+        }
+    }
+
+    #[test]
+    fn what_stands_before_an_error_is_written() {
+        const UNKNOWN: [u8; 12] = [9, 0, 0, 0, 12, 0, 0, 0, 12, 0, 0, 0];
+        // An interface that ends before its length of packets.
+        const CUT_OFF: [u8; 12] = [1, 0, 0, 0, 12, 0, 0, 0, 12, 0, 0, 0];
+        let whole = capture(&["a"], &[]);
+        let section = usize::try_from(word(&whole, 4).expect("a length")).expect("small");
+        let interface =
+            section + usize::try_from(word(&whole, section + 4).expect("a length")).expect("small");
+        let good = capture(&["b"], &[(0, 10)]);
+        let rows: [(&[u8], &[u8], &[&str]); 3] = [
+            (&whole[..section], &UNKNOWN, &["node-2/b"]),
+            (&whole[..interface], &UNKNOWN, &["node-1/a", "node-2/b"]),
+            (&whole[..section], &CUT_OFF, &["node-2/b"]),
+        ];
+        for (first, broken, names) in rows {
+            let mut merger = merger();
+            let now = Instant::now();
+            let (mut file, taken) = merger.take(0, &[first, broken].concat(), now);
+            assert!(taken.is_err());
+            file.extend(take(&mut merger, 1, &good, now));
+            file.extend(merger.finish());
+            let contents = reader::read(&file);
+            assert_eq!(contents.names(), names);
+            let of: Vec<&str> = contents
+                .packets
+                .iter()
+                .map(|packet| names[packet.interface as usize])
+                .collect();
+            assert_eq!(of, ["node-2/b"]);
         }
     }
 }

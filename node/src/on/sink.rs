@@ -2,10 +2,11 @@
 
 use std::fs::File;
 use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
+
+use crate::capture::file::create;
 
 /// Standard output, or a file of this machine.
 pub enum Sink<S> {
@@ -42,7 +43,7 @@ impl<S: FnMut(&[u8]) -> bool> Sink<S> {
             Self::File { path, file } => {
                 let written = match file {
                     Some(file) => file.write_all(bytes),
-                    None => open(path).and_then(|opened| file.insert(opened).write_all(bytes)),
+                    None => create(path).and_then(|opened| file.insert(opened).write_all(bytes)),
                 };
                 written.with_context(|| format!("write {}", path.display()))?;
                 Ok(true)
@@ -57,17 +58,6 @@ impl<S: FnMut(&[u8]) -> bool> Sink<S> {
             _ => None,
         }
     }
-}
-
-/// What pods say to each other is nobody else's business.
-fn open(path: &Path) -> std::io::Result<File> {
-    let mut options = File::options();
-    options
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(path)
 }
 
 #[cfg(test)]

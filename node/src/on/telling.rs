@@ -11,11 +11,11 @@
 
 use std::time::Instant;
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::errand::Form;
 use super::merged::Merger;
-use crate::logs::printable;
+use crate::logs::{is_unsafe, printable};
 
 /// What is kept of a node's output until it is told: 64 MiB, as an agent's answer may have (`ask`).
 const MOST_BYTES: usize = 64 << 20;
@@ -85,15 +85,21 @@ impl Way {
 struct Speaker {
     node: String,
     /// A line that has no end yet; where all is told at the end, all of it.
-    out: Vec<u8>,
-    err: Vec<u8>,
-    /// Why it failed, in its own words: they belong to its result.
-    errors: Vec<String>,
+    out: Kept,
+    err: Kept,
+    /// Why it failed, in its own words, line by line: they belong to its result.
+    errors: String,
     /// What it said last on standard error, where that may be all there is.
     reason: String,
     ended: Option<Result<i32, String>>,
-    /// What it says cannot be told.
-    is_broken: bool,
+}
+
+/// What a node said on a stream, until it is told.
+#[derive(Debug, Default)]
+struct Kept {
+    bytes: Vec<u8>,
+    /// What comes now is not taken: it was too much, or cannot be told.
+    is_cut: bool,
 }
 
 /// Makes one result of what nodes say.
@@ -115,12 +121,11 @@ impl Teller {
     pub fn new(way: Way, is_one: bool, nodes: impl IntoIterator<Item = String>) -> Self {
         let speaker = |node| Speaker {
             node,
-            out: Vec::new(),
-            err: Vec::new(),
-            errors: Vec::new(),
+            out: Kept::default(),
+            err: Kept::default(),
+            errors: String::new(),
             reason: String::new(),
             ended: None,
-            is_broken: false,
         };
         let speakers: Vec<Speaker> = nodes.into_iter().map(speaker).collect();
         Self {
@@ -144,7 +149,10 @@ impl Teller {
             Piece::Out(bytes) if self.way == Way::Capture => self.packets(number, &bytes, now, &mut told),
             Piece::Out(bytes) => self.out(number, bytes, &mut told),
             Piece::Err(bytes) => {
-                self.speakers[number].err.extend(bytes);
+                let speaker = &mut self.speakers[number];
+                if speaker.err.cuts(&bytes, speaker.errors.len()) {
+                    self.cut(number, &mut told);
+                }
                 self.complaints(number, false, &mut told);
             }
             Piece::Ended(ended) => {
@@ -164,7 +172,7 @@ impl Teller {
     #[must_use]
     pub fn code(&self) -> u8 {
         let code = |speaker: &Speaker| match speaker.ended {
-            _ if speaker.is_broken => COULD_NOT_ASK,
+            _ if speaker.is_cut() => COULD_NOT_ASK,
             Some(Ok(code)) => u8::try_from(code).unwrap_or(u8::MAX),
             Some(Err(_)) | None => COULD_NOT_ASK,
         };
@@ -173,33 +181,38 @@ impl Teller {
 
     fn packets(&mut self, number: usize, bytes: &[u8], now: Instant, told: &mut Vec<Told>) {
         let speaker = &mut self.speakers[number];
-        if speaker.is_broken {
+        if speaker.out.is_cut {
             return;
         }
-        match self.merger.take(number, bytes, now) {
-            Ok(bytes) => told.extend(not_empty(bytes)),
-            Err(broken) => {
-                speaker.is_broken = true;
-                told.push(Told::Err(format!("error: {}: {broken}", speaker.node)));
-            }
+        let (bytes, taken) = self.merger.take(number, bytes, now);
+        told.extend(not_empty(bytes));
+        if let Err(broken) = taken {
+            speaker.out.is_cut = true;
+            told.push(Told::Err(format!("error: {}: {broken}", speaker.node)));
         }
     }
 
     fn out(&mut self, number: usize, bytes: Vec<u8>, told: &mut Vec<Told>) {
         let way = self.way;
-        let speaker = &mut self.speakers[number];
         if way == Way::AsItIs {
             told.push(Told::Out(bytes));
             return;
         }
-        if speaker.out.len() + bytes.len() > MOST_BYTES {
-            // What follows is missing, which is told at its end.
-            speaker.reason = format!("it said more than {} MiB", MOST_BYTES >> 20);
-            return;
+        if self.speakers[number].out.cuts(&bytes, 0) {
+            self.cut(number, told);
         }
-        speaker.out.extend(bytes);
         if !matches!(way, Way::Blocks | Way::Document) {
             self.lines(number, false, told);
+        }
+    }
+
+    /// Tells that the rest of what it says is missing: in a block with its other errors.
+    fn cut(&mut self, number: usize, told: &mut Vec<Told>) {
+        let speaker = &mut self.speakers[number];
+        let error = format!("error: {}: {}", speaker.node, too_much());
+        match self.way {
+            Way::Blocks => speaker.errors += &(error + "\n"),
+            _ => told.push(Told::Err(error)),
         }
     }
 
@@ -208,7 +221,7 @@ impl Teller {
         let (way, width) = (self.way, self.width);
         let speaker = &mut self.speakers[number];
         let mut text = String::new();
-        for line in take_lines(&mut speaker.out, is_end) {
+        for line in take_lines(&mut speaker.out.bytes, is_end) {
             text.push_str(&match way {
                 Way::Prefixed => format!("{:<width$} | {}", speaker.node, printable(&line)),
                 Way::Documents => with_node(&speaker.node, &line),
@@ -224,9 +237,9 @@ impl Teller {
     fn complaints(&mut self, number: usize, is_end: bool, told: &mut Vec<Told>) {
         let (way, is_one) = (self.way, self.is_one);
         let speaker = &mut self.speakers[number];
-        for line in take_lines(&mut speaker.err, is_end) {
+        for line in take_lines(&mut speaker.err.bytes, is_end) {
             if way == Way::Blocks && line.starts_with("error: ") {
-                speaker.errors.push(line);
+                speaker.errors += &(line + "\n");
                 continue;
             }
             told.push(Told::Err(match is_one {
@@ -261,12 +274,13 @@ impl Teller {
             && speaker.ended.is_some()
         {
             told.push(Told::Err(format!("==> {} <==", speaker.node)));
-            let lines = take_lines(&mut speaker.out, true);
+            let lines = take_lines(&mut speaker.out.bytes, true);
             let text: String = lines.iter().map(|line| printable(line) + "\n").collect();
             if !text.is_empty() {
                 told.push(Told::Out(text.into_bytes()));
             }
-            told.extend(speaker.errors.drain(..).map(Told::Err));
+            let errors = std::mem::take(&mut speaker.errors);
+            told.extend(errors.lines().map(|line| Told::Err(line.to_owned())));
             told.extend(speaker.failure());
             self.told += 1;
         }
@@ -277,14 +291,33 @@ impl Teller {
         if self.speakers.iter().all(|speaker| speaker.ended.is_some()) {
             let nodes: Vec<Value> = self.speakers.iter().map(Speaker::value).collect();
             told.extend(self.speakers.iter().filter_map(Speaker::failure));
-            told.push(Told::Out(
-                format!("{:#}\n", json!({ "nodes": nodes })).into_bytes(),
-            ));
+            let document = format!("{:#}\n", json!({ "nodes": nodes }));
+            told.push(Told::Out(escaped(&document).into_bytes()));
         }
     }
 }
 
+impl Kept {
+    /// Takes a piece, as long as there is room for it beside `others`. Returns whether this is the first that has none:
+    /// after it nothing is taken, so that there is no hole.
+    fn cuts(&mut self, piece: &[u8], others: usize) -> bool {
+        if self.is_cut {
+            return false;
+        }
+        self.is_cut = self.bytes.len() + others + piece.len() > MOST_BYTES;
+        if !self.is_cut {
+            self.bytes.extend_from_slice(piece);
+        }
+        self.is_cut
+    }
+}
+
 impl Speaker {
+    /// Something that it said is missing.
+    fn is_cut(&self) -> bool {
+        self.out.is_cut || self.err.is_cut
+    }
+
     /// Why it could not be asked.
     fn failure(&self) -> Option<Told> {
         match &self.ended {
@@ -296,7 +329,10 @@ impl Speaker {
     fn value(&self) -> Value {
         let node = &self.node;
         match &self.ended {
-            Some(Ok(code)) => match serde_json::from_slice::<Value>(&self.out) {
+            Some(Ok(code)) if self.out.is_cut => {
+                json!({ "node": node, "exitCode": code, "error": too_much() })
+            }
+            Some(Ok(code)) => match serde_json::from_slice::<Value>(&self.out.bytes) {
                 Ok(output) => json!({ "node": node, "exitCode": code, "output": output }),
                 Err(_) => json!({ "node": node, "exitCode": code, "error": self.reason }),
             },
@@ -324,11 +360,38 @@ fn take_lines(bytes: &mut Vec<u8>, is_end: bool) -> Vec<String> {
 /// A document on a line, with the node's name as its first member.
 fn with_node(node: &str, line: &str) -> String {
     let name = json!(node);
-    match line.trim().strip_prefix('{') {
-        Some("}") => format!("{{\"node\":{name}}}"),
-        Some(members) => format!("{{\"node\":{name},{members}"),
-        None => json!({ "node": node, "line": line }).to_string(),
+    let document = match serde_json::from_str::<Map<String, Value>>(line) {
+        Ok(mut members) => {
+            let text = match members.remove("node") {
+                Some(_) => Value::Object(members.clone()).to_string(),
+                // In the order in which they are there. Strings have no tabs as such.
+                None => line.trim().replace(['\t', '\r'], " "),
+            };
+            match text.strip_prefix('{') {
+                Some(text) if !members.is_empty() => format!("{{\"node\":{name},{text}"),
+                _ => format!("{{\"node\":{name}}}"),
+            }
+        }
+        Err(_) => json!({ "node": node, "line": line }).to_string(),
+    };
+    escaped(&document)
+}
+
+fn too_much() -> String {
+    format!("it said more than {} MiB, the rest is missing", MOST_BYTES >> 20)
+}
+
+/// The same JSON, as `serde_json` writes it, without characters that drive a terminal or turn what stands beside them:
+/// these are in strings alone, but for ends of lines.
+fn escaped(json: &str) -> String {
+    let mut text = String::with_capacity(json.len());
+    for character in json.chars() {
+        match is_unsafe(character) && character != '\n' {
+            true => text.push_str(&format!("\\u{:04x}", u32::from(character))),
+            false => text.push(character),
+        }
     }
+    text
 }
 
 #[cfg(test)]
@@ -486,11 +549,59 @@ node-10 | three\u{fffd}
     }
 
     #[test]
+    fn a_document_drives_no_terminal() {
+        let pieces = [(0, out("\"a\\n\u{9b}2J\u{7f}\"")), (0, code(0))];
+        let (text, _) = told(Way::Document, false, &["a"], &pieces);
+        assert!(text.contains(r#""output": "a\n\u009b2J\u007f""#), "{text}");
+    }
+
+    #[test]
+    fn what_is_too_much_is_told_and_has_no_hole() {
+        let much = |piece: fn(Vec<u8>) -> Piece| piece(vec![b'a'; MOST_BYTES]);
+        let error = "[error: n: it said more than 64 MiB, the rest is missing]\n";
+        for way in [
+            Way::ForTerminal,
+            Way::Prefixed,
+            Way::Blocks,
+            Way::Document,
+            Way::Documents,
+        ] {
+            for piece in [Piece::Out as fn(Vec<u8>) -> Piece, Piece::Err] {
+                let pieces = [
+                    (0, piece(b"begin ".to_vec())),
+                    (0, much(piece)),
+                    (0, piece(b"end\n".to_vec())),
+                    (0, err("note\n")),
+                    (0, code(0)),
+                ];
+                let (text, code) = told(way, false, &["n"], &pieces);
+                assert_eq!(code, COULD_NOT_ASK, "{way:?}");
+                assert_eq!(text.matches(error).count(), 1, "{way:?}: {text}");
+                assert!(!text.contains("end"), "{way:?}: {text}");
+            }
+        }
+        let pieces = [
+            (0, much(Piece::Out)),
+            (0, out("a")),
+            (0, err("note\n")),
+            (0, code(0)),
+        ];
+        let (text, _) = told(Way::Document, false, &["n"], &pieces);
+        assert!(
+            text.contains(r#""error": "it said more than 64 MiB, the rest is missing""#),
+            "{text}"
+        );
+    }
+
+    #[test]
     fn lines_of_json_get_their_nodes_name() {
         let pieces = [
             (0, out("{\"a\":1}\n{}\n{\"b\"")),
             (1, out("3\n")),
             (0, out(":2}\n")),
+            // Nothing that drives a terminal, and one name.
+            (1, out("{\u{1b}]0;a\u{7}}\n")),
+            (1, out("{\"a\":\"\u{9b}2J\u{7f}\u{202e}\",\"node\":\"x\"}\n")),
             (0, code(0)),
             (1, code(0)),
         ];
@@ -499,6 +610,8 @@ node-10 | three\u{fffd}
 {\"node\":\"x\"}
 {\"line\":\"3\",\"node\":\"y\"}
 {\"node\":\"x\",\"b\":2}
+{\"line\":\"{\\u001b]0;a\\u0007}\",\"node\":\"y\"}
+{\"node\":\"y\",\"a\":\"\\u009b2J\\u007f\\u202e\"}
 ";
         assert_eq!(
             told(Way::Documents, false, &["x", "y"], &pieces),

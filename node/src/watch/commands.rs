@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::objects::{Objects, ObjectsError};
 
-/// What a command that is run to its end may say, on either stream: more is not read.
+/// What a command that is run to its end may say, on either stream: more is not kept.
 const LONGEST_OUTPUT: usize = 1 << 20;
 
 /// What one message of the server may have, and more: where there is less room, one stream waits for the other's reader.
@@ -71,15 +71,13 @@ impl Said {
         }
     }
 
-    /// All of it, or the beginning.
+    /// All of it, or the beginning. It is read to its end: the connection breaks where a stream has no reader.
     async fn whole(mut self) -> String {
         let mut bytes = Vec::new();
-        while bytes.len() < LONGEST_OUTPUT
-            && let Some(more) = self.next().await
-        {
-            bytes.extend(more);
+        while let Some(more) = self.next().await {
+            let room = LONGEST_OUTPUT - bytes.len();
+            bytes.extend_from_slice(more.get(..room).unwrap_or(&more));
         }
-        bytes.truncate(LONGEST_OUTPUT);
         String::from_utf8_lossy(&bytes).into_owned()
     }
 }
@@ -228,4 +226,27 @@ fn code(status: Status) -> Result<i32, String> {
 
 fn program(words: &[String]) -> String {
     words.first().cloned().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_too_long_is_read_to_its_end() {
+        let (stream, mut writer) = tokio::io::simplex(STREAM_BYTES);
+        let said = Said {
+            stream: Some(stream),
+            gone: CancellationToken::new(),
+        };
+        let long = vec![b'a'; LONGEST_OUTPUT + 3 * STREAM_BYTES];
+        let write = async move {
+            writer.write_all(&long).await?;
+            writer.shutdown().await
+        };
+        let both = async { tokio::join!(said.whole(), write) };
+        let (kept, written) = timeout(Duration::from_secs(10), both).await.expect("a reader");
+        assert!(written.is_ok());
+        assert!(kept == "a".repeat(LONGEST_OUTPUT), "{} bytes", kept.len());
+    }
 }

@@ -20,7 +20,8 @@ pub enum NoCluster {
     None(PathBuf),
 }
 
-/// By which a cluster is asked: as it was said, as kubectl would, that of `causeway up`, or the pod's own.
+/// By which a cluster is asked: as it was said, as kubectl would (but of several files of `KUBECONFIG` by the first that
+/// is there; kubectl merges them), that of `causeway up`, or the pod's own.
 ///
 /// # Errors
 /// When there is none of these.

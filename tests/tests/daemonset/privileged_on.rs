@@ -20,6 +20,10 @@ use crate::installation::{LATER, build_image, install, on_a_cluster};
 /// How the commands in the agents' pods are told from all others.
 const THERE: &str = "--while-input-is-open";
 
+/// An agent's pod does not see the node's processes, and so no cgroup of the sender.
+const NOT_FROM_ITS_CGROUP: &str = "the probe is not sent from the sender's cgroup, where the socket hook would see it: rules \
+                                   for packets translate it instead (no process of the sender stands there)";
+
 /// What `causeway version` says, whatever the state of the machine.
 const VERSION: &str = "causeway 0.1.0\n";
 
@@ -168,7 +172,7 @@ impl<'c> World<'c> {
                 && text(&output.stdout).contains("verdict: ANSWERED")
                 // Places have their names: nothing that it needs is missing there.
                 && !text(&output.stdout).contains("CAP_")
-                && text(&output.stderr) == "on node-1\n",
+                && text(&output.stderr) == format!("on node-1\n{NOT_FROM_ITS_CGROUP}\n"),
             "{}",
             everything(&output)
         );
