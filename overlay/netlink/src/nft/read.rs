@@ -50,8 +50,8 @@ const INET_INGRESS: u32 = 5;
 const PASSING_FAMILIES: [(u8, &str); 4] = [(1, "inet"), (2, "ip"), (5, "netdev"), (10, "ip6")];
 
 impl Nft {
-    /// Base chains of all tables that forwarded packets meet, or those to and from the node itself, and that do something: they have a rule, or drop what no
-    /// rule accepts.
+    /// Base chains of all tables that forwarded packets meet, or those to and from the node itself, and that do
+    /// something: they have a rule, or drop what no rule accepts.
     pub fn filters(&mut self) -> Result<Vec<Filter>, Error> {
         let mut found = Vec::new();
         for (number, family) in PASSING_FAMILIES {
