@@ -5,6 +5,7 @@ use std::future::Future;
 use std::path::Path;
 use std::time::Duration;
 
+use futures::future::join_all;
 use model::with_causes;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
@@ -23,22 +24,22 @@ const ALIVE: &[u8] = b"GET /alive HTTP/1.1\r\nHost: agent\r\nConnection: close\r
 /// How an agent's process ends its name, behind that of its node.
 const AGENT: &str = "-agent";
 
-/// Which of the processes that run do nothing, and why, in words. Agents are asked; of others is known whether they are
-/// stopped.
+/// Which of the processes that run do nothing, and why, in words. Agents are asked, all at once; of others is known
+/// whether they are stopped.
 pub async fn of(state: &StateDir, processes: &Processes) -> BTreeMap<String, String> {
-    let mut silent = BTreeMap::new();
-    for (name, process) in processes {
-        let Some(pid) = process.pid else { continue };
-        if is_stopped(pid) {
-            let why = format!("stopped, by SIGSTOP or a debugger: kill -CONT {pid}");
-            silent.insert(name.clone(), why);
-        } else if let Some(node) = name.strip_suffix(AGENT)
-            && let Err(why) = agent(&state.node(node).agent().join(AGENT_SOCKET)).await
-        {
-            silent.insert(name.clone(), why);
-        }
+    let running = processes
+        .iter()
+        .filter_map(|(name, process)| Some((name, process.pid?)));
+    let asked = running.map(async |(name, pid)| Some((name.clone(), why_silent(state, name, pid).await?)));
+    join_all(asked).await.into_iter().flatten().collect()
+}
+
+async fn why_silent(state: &StateDir, name: &str, pid: u32) -> Option<String> {
+    if is_stopped(pid) {
+        return Some(format!("stopped, by SIGSTOP or a debugger: kill -CONT {pid}"));
     }
-    silent
+    let node = name.strip_suffix(AGENT)?;
+    agent(&state.node(node).agent().join(AGENT_SOCKET)).await.err()
 }
 
 /// The answer, where it comes in time. An error is for people.
@@ -75,7 +76,10 @@ fn is_stopped(pid: u32) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
+    use crate::supervise::Process;
 
     #[tokio::test]
     async fn who_takes_a_connection_and_says_nothing_hangs() {
@@ -88,5 +92,29 @@ mod tests {
         std::fs::remove_file(&path).expect("there");
         let silent = silent.expect_err("it says nothing");
         assert!(silent.starts_with("hangs"), "{silent}");
+    }
+
+    #[tokio::test]
+    async fn agents_that_hang_are_waited_for_together() {
+        let root = std::env::temp_dir().join(format!("cwt-silence-{}", std::process::id()));
+        let state = StateDir::new(&root);
+        let listen = |node: &str| {
+            let directory = state.node(node).agent();
+            std::fs::create_dir_all(&directory).expect("made");
+            std::os::unix::net::UnixListener::bind(directory.join(AGENT_SOCKET)).expect("bound")
+        };
+        let _listeners = ["a", "b", "c"].map(listen);
+        let running = Process {
+            pid: Some(std::process::id()),
+            ..Process::default()
+        };
+        let names = ["a-agent", "b-agent", "c-agent"];
+        let processes = names.map(|name| (name.to_owned(), running.clone())).into();
+        let began = Instant::now();
+        let silent = of(&state, &processes).await;
+        let took = began.elapsed();
+        std::fs::remove_dir_all(&root).expect("there");
+        assert_eq!(silent.keys().collect::<Vec<_>>(), names);
+        assert!(took < 2 * PATIENCE, "{took:?}");
     }
 }

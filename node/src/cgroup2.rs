@@ -45,11 +45,16 @@ impl Visit {
     /// Goes there.
     ///
     /// # Errors
-    /// When the own cgroup is not known, or the kernel refuses it.
+    /// When the own cgroup is not known, the other one is frozen, or the kernel refuses it.
     pub fn to(mount_point: &Path, cgroup: &Path) -> io::Result<Self> {
         let home = of_process(mount_point, "self");
+        // In a cgroup namespace of one's own, with the host's hierarchy mounted, paths mean other cgroups.
+        let home = home.filter(|home| lists(home, std::process::id()));
         let home =
             home.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the own cgroup is not known"))?;
+        if is_frozen(mount_point, cgroup) {
+            return Err(io::Error::other("it is frozen, and so would be who enters it"));
+        }
         join(cgroup)?;
         Ok(Self { home })
     }
@@ -64,6 +69,53 @@ impl Drop for Visit {
     }
 }
 
+fn lists(cgroup: &Path, pid: u32) -> bool {
+    let pids = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
+    pids.lines().any(|line| line.parse() == Ok(pid))
+}
+
+/// Whether it, or one that it is in, is frozen or about to be (cgroup-v2.rst, `cgroup.freeze`).
+fn is_frozen(mount_point: &Path, cgroup: &Path) -> bool {
+    let read = |file: PathBuf| fs::read_to_string(file).unwrap_or_default();
+    let events = read(cgroup.join("cgroup.events"));
+    let mut around = cgroup
+        .ancestors()
+        .take_while(|around| around.starts_with(mount_point));
+    events.lines().any(|line| line == "frozen 1")
+        || around.any(|around| read(around.join("cgroup.freeze")).trim() == "1")
+}
+
 fn join(cgroup: &Path) -> io::Result<()> {
     fs::write(cgroup.join("cgroup.procs"), "0")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_enters_a_cgroup_that_is_frozen_or_will_be() {
+        let root = std::env::temp_dir().join(format!("cwt-cgroup2-{}", std::process::id()));
+        let (around, cgroup) = (root.join("pods"), root.join("pods/a"));
+        fs::create_dir_all(&cgroup).expect("made");
+        let write = |file: PathBuf, text: &str| fs::write(file, text).expect("written");
+        let rows = [
+            ("populated 1\nfrozen 0\n", "0\n", "0\n", false),
+            ("populated 1\nfrozen 1\n", "0\n", "0\n", true),
+            ("populated 1\nfrozen 0\n", "1\n", "0\n", true),
+            ("populated 1\nfrozen 0\n", "0\n", "1\n", true),
+        ];
+        let found = rows.map(|(events, own, of_pods, _)| {
+            write(cgroup.join("cgroup.events"), events);
+            write(cgroup.join("cgroup.freeze"), own);
+            write(around.join("cgroup.freeze"), of_pods);
+            is_frozen(&root, &cgroup)
+        });
+        write(root.join("cgroup.procs"), "1\n70\n");
+        let listed = [1, 7, 70].map(|pid| lists(&root, pid));
+        let absent = lists(&cgroup, 1);
+        fs::remove_dir_all(&root).expect("there");
+        assert_eq!(found, rows.map(|(.., expected)| expected));
+        assert_eq!((listed, absent), ([true, false, true], false));
+    }
 }

@@ -56,8 +56,12 @@ pub async fn examine(
     findings.extend(dns);
     findings.extend(api?);
     let config = sources.config.borrow().clone();
-    findings.extend(certificates::look(&config, Timestamp::now()));
-    findings.extend(blocking(move || surroundings::look(&config.state_dir)).await?);
+    let files = move || {
+        let mut found = certificates::look(&config, Timestamp::now());
+        found.extend(surroundings::look(&config.state_dir));
+        found
+    };
+    findings.extend(blocking(files).await?);
     findings.sort_by_key(|finding| finding.severity);
     Ok(Json(Report {
         node: sources.node.to_string(),

@@ -127,7 +127,7 @@ pub async fn run(loaded: Loaded, shutdown: CancellationToken) -> anyhow::Result<
         feed_readers: Arc::default(),
         dns_answers: config.dns.address.map(|_| dns_answers.clone()),
         cni_requests: Arc::default(),
-        led_outside: Arc::new(ways::leading_out().unwrap_or_default()),
+        led_outside: Arc::new(ways::LedOut::begun()),
         proven_ways: Arc::default(),
         sysctl_repairs,
         proxy_audits: Arc::default(),

@@ -1,6 +1,5 @@
 //! What the agent tells of itself: `/healthz` and `/livez`, `/metrics` and `/proxyMode`.
 
-use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,7 +12,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use dns::http;
-use model::{IpFamily, NodeName, Snapshot};
+use model::{NodeName, Snapshot};
 use overlay::fast_path;
 use overlay::plan::Plan;
 use serde_json::{Value, json};
@@ -83,8 +82,8 @@ pub struct Sources {
     pub dns_answers: Option<Receiver<bool>>,
     /// Requests of the CNI plugin by command and result.
     pub cni_requests: Arc<Counters>,
-    /// Versions of IP in which a route led out of this node when the agent began.
-    pub led_outside: Arc<BTreeSet<IpFamily>>,
+    /// Versions of IP in which a route led out of this node since the agent began.
+    pub led_outside: Arc<ways::LedOut>,
     /// To whom large packets arrived lately.
     pub proven_ways: Arc<ways::Proven>,
     /// Kernel settings that the agent keeps; absent where it keeps none.

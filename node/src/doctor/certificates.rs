@@ -6,7 +6,7 @@ use std::path::Path;
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use jiff::{SignedDuration, Timestamp};
-use kube::config::Kubeconfig;
+use kube::config::{AuthInfo, Cluster, Kubeconfig};
 use x509_parser::pem::Pem;
 
 use super::finding;
@@ -17,6 +17,9 @@ use crate::findings::{Finding, Severity};
 const SOON: SignedDuration = SignedDuration::from_hours(14 * 24);
 const SHARE: i32 = 5;
 
+/// Where a pod finds its service account.
+const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+
 /// Something with an end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Life {
@@ -24,20 +27,28 @@ struct Life {
     ends: Timestamp,
 }
 
-/// What is over, or soon will be.
+/// What is over, or soon will be. Blocks.
 #[must_use]
 pub fn look(config: &Config, now: Timestamp) -> Vec<Finding> {
-    let mut found = Vec::new();
-    if let Some(path) = &config.kubernetes.kubeconfig {
-        found.extend(of_kubeconfig(path, now));
-    }
+    let mut found = match &config.kubernetes.kubeconfig {
+        Some(path) => of_kubeconfig(path, now),
+        None => of_service_account(Path::new(SERVICE_ACCOUNT), now),
+    };
     let etcd = config.network.as_ref().and_then(|network| network.etcd.as_ref());
     let files = etcd.iter().flat_map(|etcd| [&etcd.ca, &etcd.cert]).flatten();
     found.extend(files.flat_map(|path| of_file(path, now)));
     found
 }
 
-/// What cannot be read is told by whoever needs it.
+fn of_service_account(directory: &Path, now: Timestamp) -> Vec<Finding> {
+    let path = directory.join("token");
+    let token = fs::read_to_string(&path).unwrap_or_default();
+    let token = of_token(&format!("token {}", path.display()), &token, now);
+    let authority = of_file(&directory.join("ca.crt"), now);
+    authority.into_iter().chain(token).collect()
+}
+
+/// Of the current context: nobody uses another. What cannot be read is told by whoever needs it.
 fn of_kubeconfig(path: &Path, now: Timestamp) -> Vec<Finding> {
     let Ok(kubeconfig) = Kubeconfig::read_from(path) else {
         return Vec::new();
@@ -50,21 +61,14 @@ fn of_kubeconfig(path: &Path, now: Timestamp) -> Vec<Finding> {
             .unwrap_or_default();
         of_pem(&format!("{what} in {shown}"), &pem, now)
     };
-    for cluster in kubeconfig
-        .clusters
-        .iter()
-        .filter_map(|named| named.cluster.as_ref())
-    {
+    let (cluster, user) = in_use(&kubeconfig).unwrap_or_default();
+    if let Some(cluster) = cluster {
         let data = cluster.certificate_authority_data.as_deref();
         found.extend(inline("certificate of the authority", data));
         let file = cluster.certificate_authority.as_deref().map(Path::new);
         found.extend(file.map(|file| of_file(file, now)).unwrap_or_default());
     }
-    for user in kubeconfig
-        .auth_infos
-        .iter()
-        .filter_map(|named| named.auth_info.as_ref())
-    {
+    if let Some(user) = user {
         let data = user.client_certificate_data.as_deref();
         found.extend(inline("client certificate", data));
         let file = user.client_certificate.as_deref().map(Path::new);
@@ -76,6 +80,21 @@ fn of_kubeconfig(path: &Path, now: Timestamp) -> Vec<Finding> {
         found.extend(token.and_then(|token| of_token(&format!("token of {shown}"), &token, now)));
     }
     found
+}
+
+/// The cluster and the user of the current context.
+fn in_use(kubeconfig: &Kubeconfig) -> Option<(Option<&Cluster>, Option<&AuthInfo>)> {
+    let current = kubeconfig.current_context.as_ref()?;
+    let mut contexts = kubeconfig.contexts.iter();
+    let context = contexts.find(|named| named.name == *current)?.context.as_ref()?;
+    let mut clusters = kubeconfig.clusters.iter();
+    let cluster = clusters.find(|named| named.name == context.cluster);
+    let mut users = kubeconfig.auth_infos.iter();
+    let user = users.find(|named| context.user.as_ref() == Some(&named.name));
+    Some((
+        cluster.and_then(|named| named.cluster.as_ref()),
+        user.and_then(|named| named.auth_info.as_ref()),
+    ))
 }
 
 fn of_file(path: &Path, now: Timestamp) -> Vec<Finding> {
@@ -183,15 +202,50 @@ mod tests {
         }
     }
 
+    /// It ends on day ten.
+    fn token() -> String {
+        format!("e30.{}.sig\n", URL_SAFE_NO_PAD.encode(r#"{"exp":864000}"#))
+    }
+
     #[test]
     fn a_token_that_is_over_is_told() {
-        let claims = URL_SAFE_NO_PAD.encode(r#"{"exp":864000}"#);
-        let token = format!("e30.{claims}.sig\n");
+        let token = token();
         assert_eq!(of_token("t", &token, at(9)), None);
         assert_eq!(
             of_token("t", &token, at(10)).map(|finding| finding.id).as_deref(),
             Some("token-expired")
         );
         assert_eq!(of_token("t", "no token", at(10)), None);
+    }
+
+    #[test]
+    fn what_nobody_uses_is_not_judged_and_the_service_account_is() {
+        let directory = std::env::temp_dir().join(format!("cwt-certificates-{}", std::process::id()));
+        fs::create_dir_all(&directory).expect("made");
+        fs::write(directory.join("token"), token()).expect("written");
+        let kubeconfig = directory.join("kubeconfig");
+        let told = |current: &str| {
+            let text = format!(
+                "apiVersion: v1\nkind: Config\ncurrent-context: {current}\n\
+                 clusters: [{{name: c, cluster: {{server: 'https://c'}}}}]\n\
+                 contexts: [{{name: new, context: {{cluster: c, user: new}}}}, \
+                 {{name: old, context: {{cluster: c, user: old}}}}]\n\
+                 users: [{{name: new, user: {{}}}}, {{name: old, user: {{tokenFile: {}/token}}}}]\n",
+                directory.display()
+            );
+            fs::write(&kubeconfig, text).expect("written");
+            of_kubeconfig(&kubeconfig, at(10))
+                .into_iter()
+                .map(|found| found.id)
+                .collect::<Vec<_>>()
+        };
+        let (new, old) = (told("new"), told("old"));
+        let mut account = of_service_account(&directory, at(10));
+        fs::remove_dir_all(&directory).expect("there");
+        assert!(new.is_empty(), "{new:?}");
+        assert_eq!(old, ["token-expired"]);
+        let account = account.pop().map(|found| (found.id, found.object));
+        let object = format!("token {}/token", directory.display());
+        assert_eq!(account, Some(("token-expired".to_owned(), object)));
     }
 }

@@ -33,7 +33,7 @@ const OUTSIDE_V6: [Ipv6Addr; 2] = [
 ///
 /// # Errors
 /// When the kernel does not answer.
-pub fn leading_out() -> netlink::Result<BTreeSet<IpFamily>> {
+fn leading_out() -> netlink::Result<BTreeSet<IpFamily>> {
     let mut kernel = Netlink::open()?;
     let outside = OUTSIDE_V4.map(IpAddr::from).into_iter();
     let mut families = BTreeSet::new();
@@ -51,13 +51,39 @@ pub fn leading_out() -> netlink::Result<BTreeSet<IpFamily>> {
     Ok(families)
 }
 
-/// Versions of IP in which a route led out when the agent began, and none does any more.
+/// Versions of IP in which a route was seen to lead out since the agent began.
+#[derive(Debug, Default)]
+pub struct LedOut(Mutex<BTreeSet<IpFamily>>);
+
+impl LedOut {
+    /// Those in which one leads out now, as far as the kernel says it.
+    #[must_use]
+    pub fn begun() -> Self {
+        let leads = leading_out().unwrap_or_else(|error| {
+            tracing::warn!(
+                error = with_causes(&error),
+                "routes out of this node are not known yet: the next look of doctor begins with those that it finds"
+            );
+            BTreeSet::new()
+        });
+        Self(Mutex::new(leads))
+    }
+
+    /// Those of before in which none leads out any more. The others count from now on.
+    fn lost(&self, leads: BTreeSet<IpFamily>) -> BTreeSet<IpFamily> {
+        let mut led = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let lost = led.difference(&leads).copied().collect();
+        led.extend(leads);
+        lost
+    }
+}
+
+/// Versions of IP in which a route led out since the agent began, and none does any more.
 ///
 /// # Errors
 /// When the kernel does not answer.
-pub fn outside(led: &BTreeSet<IpFamily>) -> netlink::Result<Vec<Finding>> {
-    let leads = leading_out()?;
-    let lost = led.difference(&leads).map(|family| {
+pub fn outside(led: &LedOut) -> netlink::Result<Vec<Finding>> {
+    let lost = led.lost(leading_out()?).into_iter().map(|family| {
         let (name, command) = match family {
             IpFamily::V4 => ("IPv4", "ip route"),
             IpFamily::V6 => ("IPv6", "ip -6 route"),
@@ -217,6 +243,17 @@ mod tests {
     use model::{Change, Node};
 
     use super::*;
+
+    #[test]
+    fn a_route_that_came_after_the_agent_is_missed_when_it_is_gone() {
+        let led = LedOut::default();
+        let (none, v4) = (BTreeSet::new(), BTreeSet::from([IpFamily::V4]));
+        assert_eq!(led.lost(none.clone()), none);
+        assert_eq!(led.lost(v4.clone()), none);
+        assert_eq!(led.lost(none.clone()), v4);
+        assert_eq!(led.lost(none.clone()), v4, "it is told until it is back");
+        assert_eq!(led.lost(v4), none);
+    }
 
     #[test]
     fn those_behind_in_the_order_of_names_are_asked() {

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use model::{Protocol, with_causes};
-use netlink::nft::ruleset::walk::{Device, End, Met, Packet, Place, follow};
+use netlink::nft::ruleset::walk::{Carried, Device, End, Met, Packet, Place, follow};
 use netlink::nft::ruleset::{Base, Ruleset};
 use netlink::nft::{self, Nft};
 use overlay::fast_path::{foreign_filters, is_ours, legacy_tables};
@@ -22,6 +22,11 @@ const INPUT: u32 = 1;
 const FORWARD: u32 = 2;
 const OUTPUT: u32 = 3;
 const POSTROUTING: u32 = 4;
+/// `NF_INET_INGRESS`: a hook of devices, in tables of family inet.
+const INGRESS: u32 = 5;
+
+/// The device by which a node sends to itself (`LOOPBACK_IFINDEX`).
+const LOOPBACK: (u32, &str) = (1, "lo");
 
 /// From this priority on a connection is known (`NF_IP_PRI_CONNTRACK`), and behind that of destination NAT, which is
 /// ours too, a packet to a Service goes to its endpoint (`NF_IP_PRI_NAT_DST`).
@@ -70,11 +75,18 @@ impl Others {
     /// Lines for those that nobody here reads.
     #[must_use]
     pub fn unread(&self, vantage: &Vantage) -> Vec<String> {
-        let of_devices = self.of_devices.iter().map(|(family, table, chain)| {
+        let acts = |base: &&Base| base.drops || self.rules.rules.contains_key(&base.name);
+        let at_ingress = self.rules.bases.iter().filter(|base| base.hook == INGRESS);
+        let at_ingress = at_ingress.filter(acts).map(|base| {
+            let name = base.name.clone();
+            (name.family.word().to_owned(), name.table, name.chain)
+        });
+        let of_devices = self.of_devices.iter().cloned().chain(at_ingress);
+        let of_devices = of_devices.map(|(family, table, chain)| {
             format!(
                 "chain {family} {table} {chain} is somebody else's and may drop or change it; its rules are not \
                  evaluated: {}",
-                vantage.chain(family, table, chain)
+                vantage.chain(&family, &table, &chain)
             )
         });
         let legacy = self.legacy.iter();
@@ -115,16 +127,25 @@ impl Trip {
         match (&self.comes_by, &self.leaves_by) {
             (Some(_), Some(_)) => &[PREROUTING, FORWARD, POSTROUTING],
             (Some(_), None) => &[PREROUTING, INPUT],
-            (None, _) => &[OUTPUT, POSTROUTING],
+            (None, Some(_)) => &[OUTPUT, POSTROUTING],
+            (None, None) => &[OUTPUT, POSTROUTING, PREROUTING, INPUT],
         }
+    }
+
+    /// Whether this node sends it to itself.
+    const fn is_to_itself(&self) -> bool {
+        self.comes_by.is_none() && self.leaves_by.is_none()
     }
 
     /// What it is when it comes to a chain; none where it meets no such chain, or it is not known what it is there.
     fn at(&self, base: &Base) -> Option<Packet> {
-        if base.is_nat && self.is_reply {
+        // What comes by loopback has its connection still (`nf_conntrack_in`), and is translated already.
+        let is_back = self.is_to_itself() && matches!(base.hook, PREROUTING | INPUT);
+        if base.is_nat && (self.is_reply || is_back) {
             return None;
         }
-        let is_early = matches!(base.hook, PREROUTING | OUTPUT) && base.priority <= DESTINATION_NAT;
+        let is_first = matches!(base.hook, PREROUTING | OUTPUT) && !is_back;
+        let is_early = is_first && base.priority <= DESTINATION_NAT;
         if is_early && self.is_reply && self.is_masqueraded {
             return None;
         }
@@ -132,15 +153,27 @@ impl Trip {
             Some((address, port)) if is_early => (address, Some(port)),
             _ => (self.destination, self.destination_port),
         };
-        let is_tracked = !matches!(base.hook, PREROUTING | OUTPUT) || base.priority > CONNTRACK;
-        let has_new_source =
-            self.is_masqueraded && base.hook == POSTROUTING && base.priority >= -DESTINATION_NAT;
+        let is_tracked = !is_first || base.priority > CONNTRACK;
+        let is_behind = is_back || base.hook == POSTROUTING && base.priority >= -DESTINATION_NAT;
+        // Behind a translation that is told of its first packet alone, an answer has the source that was asked.
+        let has_new_source = is_behind && self.is_masqueraded || is_back && self.is_reply;
+        let (comes_by, leaves_by) = if self.is_to_itself() {
+            let loopback = Device {
+                index: LOOPBACK.0,
+                name: LOOPBACK.1.to_owned(),
+            };
+            (Some(loopback.clone()), Some(loopback))
+        } else {
+            (self.comes_by.clone(), self.leaves_by.clone())
+        };
         let (comes_by, leaves_by) = match base.hook {
-            PREROUTING | INPUT => (self.comes_by.clone(), Some(Device::default())),
-            FORWARD => (self.comes_by.clone(), self.leaves_by.clone()),
-            OUTPUT => (Some(Device::default()), self.leaves_by.clone()),
+            PREROUTING | INPUT => (comes_by, Some(Device::default())),
+            FORWARD => (comes_by, leaves_by),
+            // What goes elsewhere only behind that is routed anew then.
+            OUTPUT if is_early && self.asked.is_some() => (Some(Device::default()), None),
+            OUTPUT => (Some(Device::default()), leaves_by),
             // Whether rules see there where it came from depends on the kernel.
-            _ => (None, self.leaves_by.clone()),
+            _ => (None, leaves_by),
         };
         Some(Packet {
             source: (!has_new_source).then_some(self.source),
@@ -154,7 +187,6 @@ impl Trip {
                 (true, false) => NEW,
             }),
             is_reply: self.is_reply,
-            mark: (!self.is_masqueraded).then_some(0),
             comes_by,
             leaves_by,
         })
@@ -178,8 +210,10 @@ impl Trip {
 #[must_use]
 pub fn step(ruleset: &Ruleset, trip: &Trip, vantage: &Vantage) -> Option<Step> {
     let mut step = Step::new(Stage::Rules, trip.about());
+    let mark = (!trip.is_masqueraded).then_some(0);
+    let mut carried = Carried::new(mark, trip.asked.is_some() || trip.is_masqueraded);
     for hook in trip.hooks() {
-        let met = follow(ruleset, *hook, |base| trip.at(base));
+        let met = follow(ruleset, *hook, &mut carried, |base| trip.at(base));
         let is_over = met.iter().any(|met| is_certain_stop(&met.end));
         for met in met.iter().filter(|met| met.rules > 0 || met.end != End::Passes) {
             tell(&mut step, met, vantage);
@@ -268,7 +302,8 @@ fn tell(step: &mut Step, met: &Met, vantage: &Vantage) {
             if *is_certain {
                 step.problems.push(line);
             } else {
-                step.unknown.push(format!("{line}, unless rules before that, which were not evaluated, let it pass: {unknown}"));
+                let earlier = if unknown.is_empty() { "of chains that it meets earlier" } else { &unknown };
+                step.unknown.push(format!("{line}, unless rules before that, which were not evaluated or translate it, let it pass: {earlier}"));
             }
         }
         End::Translated(place) if matches!(met.base.hook, PREROUTING | OUTPUT) => step.unknown.push(format!(
@@ -284,3 +319,6 @@ fn tell(step: &mut Step, met: &Met, vantage: &Vantage) {
     step.kernel
         .push(Entry::new(place, format!("hook {hook}"), Some(value)));
 }
+
+#[cfg(test)]
+mod tests;

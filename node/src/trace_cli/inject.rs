@@ -97,8 +97,9 @@ impl Probe {
         let target = SocketAddr::new(*address, port);
         let source = source_for(address).filter(|_| !sender.is_of_node);
         let (namespace, netns) = namespace(filter, sender, namespaces)?;
-        let open = || namespace.run(|| Socket::open(protocol, source, target));
-        let opened = standing::beside(netns, sender.hooked, open)?;
+        let open = || Socket::open(protocol, source, target);
+        // The thread is made first: the sender's cgroup may be full.
+        let opened = namespace.run(|| standing::beside(netns, sender.hooked, open))?;
         let (socket, port) = opened.map_err(|error| not_sent(&error, source, target))?;
         let chosen = || namespace.run(|| chosen_source(target)).ok()?.ok();
         let own = source.or_else(chosen).unwrap_or_else(|| unspecified(target));

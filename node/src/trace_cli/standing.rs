@@ -10,6 +10,8 @@ use crate::logs::tell;
 /// A process in the sender's network namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Process {
+    /// In ticks of the clock since the machine began: pids come round again.
+    started: u64,
     pid: u32,
     cgroup: PathBuf,
 }
@@ -31,10 +33,7 @@ pub(super) fn beside<T>(netns: u32, hooked: Option<&Path>, make: impl FnOnce() -
     let Ok(mount_point) = cgroup2::mount_point(Path::new(cgroup2::MOUNTS)) else {
         return make();
     };
-    let own = cgroup2::of_process(&mount_point, "self").map(|cgroup| Process {
-        pid: std::process::id(),
-        cgroup,
-    });
+    let own = process(std::process::id(), &mount_point);
     let is_there = trace::places::inode("/proc/self/ns/net".as_ref()) == Some(netns);
     let standing = standing(
         own.filter(|_| is_there).as_ref(),
@@ -74,7 +73,7 @@ fn standing(own: Option<&Process>, processes: &[Process], hooked: Option<&Path>)
         return Standing::Here;
     }
     let there = processes.iter().filter(is_hooked);
-    let oldest = there.min_by_key(|process| process.pid);
+    let oldest = there.min_by_key(|process| (process.started, process.pid));
     oldest.map_or(Standing::Unknown, |process| Standing::In(process.cgroup.clone()))
 }
 
@@ -84,11 +83,20 @@ fn processes(netns: u32, mount_point: &Path) -> Vec<Process> {
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
     let there =
         pids.filter(|pid| trace::places::inode(format!("/proc/{pid}/ns/net").as_ref()) == Some(netns));
-    let process = |pid: u32| {
-        let cgroup = cgroup2::of_process(mount_point, &pid.to_string())?;
-        Some(Process { pid, cgroup })
-    };
-    there.filter_map(process).collect()
+    there.filter_map(|pid| process(pid, mount_point)).collect()
+}
+
+fn process(pid: u32, mount_point: &Path) -> Option<Process> {
+    let cgroup = cgroup2::of_process(mount_point, &pid.to_string())?;
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let started = started(&stat)?;
+    Some(Process { started, pid, cgroup })
+}
+
+/// The field 22 of `proc_pid_stat(5)`; the second, the program's name, may have blanks and brackets of its own.
+fn started(stat: &str) -> Option<u64> {
+    let (_, from_third) = stat.rsplit_once(") ")?;
+    from_third.split(' ').nth(22 - 3)?.parse().ok()
 }
 
 #[cfg(test)]
@@ -97,14 +105,15 @@ mod tests {
 
     #[test]
     fn a_probe_stands_with_the_oldest_process_that_the_hook_sees() {
-        let process = |pid, cgroup: &str| Process {
+        let process = |started, pid, cgroup: &str| Process {
+            started,
             pid,
             cgroup: cgroup.into(),
         };
         let hooked = Some(Path::new("/c/node-1"));
-        let pause = process(70, "/c/node-1/pods/a/pause");
-        let server = process(90, "/c/node-1/pods/a/server");
-        let shell = process(50, "/c/user");
+        let pause = process(7, 32_000, "/c/node-1/pods/a/pause");
+        let server = process(9, 90, "/c/node-1/pods/a/server");
+        let shell = process(5, 50, "/c/user");
         let there = [server, pause, shell.clone()];
         let inside = Standing::In("/c/node-1/pods/a/pause".into());
         assert_eq!(standing(None, &there, hooked), inside);
@@ -117,7 +126,14 @@ mod tests {
         // Without a hook any of them will do.
         assert_eq!(standing(None, &there, None), Standing::In("/c/user".into()));
         assert_eq!(standing(Some(&shell), &there, None), Standing::Here);
-        let own = process(99, "/c/node-1/system/shell");
+        let own = process(10, 99, "/c/node-1/system/shell");
         assert_eq!(standing(Some(&own), &there, hooked), Standing::Here);
+    }
+
+    #[test]
+    fn when_a_process_began_is_read_behind_any_name() {
+        let stat = "70 (a) S (b) S 1 70 70 0 -1 4194560 8 9 10 11 12 13 14 15 20 0 1 0 4711 23 24\n";
+        assert_eq!(started(stat), Some(4711));
+        assert_eq!(started("70 (short) S 1"), None);
     }
 }

@@ -49,23 +49,9 @@ pub enum Passes {
 /// # Errors
 /// When there is no such socket, or the kernel does not send.
 pub fn probe(to: IpAddr, bytes: usize) -> io::Result<Passes> {
-    let socket = match to {
-        IpAddr::V4(_) => {
-            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-            set_ip_mtu_discover(&socket, Ipv4PathMtuDiscovery::PROBE)?;
-            socket
-        }
-        IpAddr::V6(_) => {
-            let socket = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0))?;
-            set_ipv6_mtu_discover(&socket, Ipv6PathMtuDiscovery::PROBE)?;
-            socket
-        }
-    };
-    socket.connect((to, PORT))?;
-    socket.set_read_timeout(Some(PATIENCE))?;
     let headers = if to.is_ipv4() { HEADERS_V4 } else { HEADERS_V6 };
     let (small, large) = ([0; 1], vec![0; bytes.saturating_sub(headers)]);
-    let is_answered = |payload: &[u8]| answered(&socket, payload);
+    let is_answered = |payload: &[u8]| answered(&socket_to(to)?, payload);
     // The first one may have to wait for a neighbour.
     if is_answered(&small)? != Some(true) && is_answered(&small)? != Some(true) {
         return Ok(Passes::Unknown);
@@ -90,6 +76,25 @@ pub fn probe(to: IpAddr, bytes: usize) -> io::Result<Passes> {
     Ok(Passes::SmallAlone)
 }
 
+/// Each datagram has a socket of its own: an answer that is late is not taken for the next one's.
+fn socket_to(to: IpAddr) -> io::Result<UdpSocket> {
+    let socket = match to {
+        IpAddr::V4(_) => {
+            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+            set_ip_mtu_discover(&socket, Ipv4PathMtuDiscovery::PROBE)?;
+            socket
+        }
+        IpAddr::V6(_) => {
+            let socket = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0))?;
+            set_ipv6_mtu_discover(&socket, Ipv6PathMtuDiscovery::PROBE)?;
+            socket
+        }
+    };
+    socket.connect((to, PORT))?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    Ok(socket)
+}
+
 /// Whether a datagram is answered; none where it is too large for somebody who says so.
 fn answered(socket: &UdpSocket, payload: &[u8]) -> io::Result<Option<bool>> {
     let heard = socket.send(payload).and_then(|_| socket.recv(&mut [0; 1]));
@@ -106,5 +111,43 @@ fn answered(socket: &UdpSocket, payload: &[u8]) -> io::Result<Option<bool>> {
             }
             _ => Err(error),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread::scope;
+
+    use super::*;
+
+    /// Somebody behind a long way, where what is large vanishes.
+    fn answer_late(server: &UdpSocket) {
+        scope(|scope| {
+            let mut datagram = [0; 2_048];
+            // The first one waits for a neighbour, too.
+            let mut late = PATIENCE * 3 / 2;
+            while let Ok((bytes, client)) = server.recv_from(&mut datagram) {
+                if bytes == 1 {
+                    scope.spawn(move || {
+                        sleep(late);
+                        // Nobody may be there any more.
+                        let _sent = server.send_to(&[0], client);
+                    });
+                    late = PATIENCE * 5 / 4;
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn a_late_answer_to_one_datagram_proves_nothing_of_the_next() {
+        let here = Ipv4Addr::new(127, 0, 33, 1);
+        let server = UdpSocket::bind((here, PORT)).expect("bound");
+        server.set_read_timeout(Some(4 * PATIENCE)).expect("set");
+        let found = scope(|scope| {
+            scope.spawn(|| answer_late(&server));
+            probe(here.into(), 1_500)
+        });
+        assert_eq!(found.expect("sent"), Passes::Unknown);
     }
 }

@@ -17,7 +17,6 @@ use crate::error::{Error, Operation, Result};
 use crate::kernel::{Kernel, Netlink};
 use crate::link::{Link, LinkKind};
 use crate::neighbour::{Forwarding, Neighbour};
-use crate::netns::Namespace;
 use crate::route::{self, Route, RouteFilter};
 use crate::rule::Rule;
 use crate::sysctl;
@@ -107,14 +106,6 @@ impl Recording {
             settings: settings(&links),
             links,
         })
-    }
-
-    /// The same of another namespace.
-    ///
-    /// # Errors
-    /// When it cannot be entered, or the kernel does not tell something.
-    pub fn take_in(namespace: &Namespace) -> Result<Self> {
-        namespace.run(Self::take)?
     }
 
     /// The device of that name, if there is one.

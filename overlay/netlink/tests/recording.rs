@@ -210,18 +210,23 @@ fn packet(numbers: &mut Numbers, devices: &[u32]) -> Lookup {
     }
 }
 
+fn take(place: &Place) -> Recording {
+    let taken = place.namespace.run(Recording::take);
+    taken.expect("in the namespace").expect("read")
+}
+
 /// What the kernel told of packets while nothing changed, and what it had then. Devices that come up bring routes when
 /// the kernel gets to it.
 fn told(place: &Place, packets: &[Lookup]) -> (Recording, Vec<Found>) {
     let mut kernel = Netlink::open_in(&place.namespace).expect("open a socket in it");
     let deadline = Instant::now() + Duration::from_secs(30);
     loop {
-        let before = Recording::take_in(&place.namespace).expect("read");
+        let before = take(place);
         let told = packets
             .iter()
             .map(|packet| kernel.look_up(packet).expect("an answer"));
         let told = told.collect();
-        let after = Recording::take_in(&place.namespace).expect("read");
+        let after = take(place);
         if (&before.routes, &before.links, &before.addresses)
             == (&after.routes, &after.links, &after.addresses)
         {

@@ -7,7 +7,7 @@ mod privileged {
     use std::time::Duration;
 
     use netlink::nft::Nft;
-    use netlink::nft::ruleset::walk::{Device, End, Packet, follow};
+    use netlink::nft::ruleset::walk::{Carried, Device, End, Packet, follow};
 
     use crate::place::{add_address, in_namespace, run};
 
@@ -38,14 +38,14 @@ mod privileged {
             destination_port: Some(PORT),
             state: Some(NEW),
             is_reply: false,
-            mark: Some(0),
             comes_by: Some(Device::default()),
             leaves_by: Some(Device {
                 index: 1,
                 name: "lo".to_owned(),
             }),
         };
-        let met = follow(&ruleset, OUTPUT, |_| Some(packet.clone()));
+        let mut carried = Carried::new(Some(0), false);
+        let met = follow(&ruleset, OUTPUT, &mut carried, |_| Some(packet.clone()));
         let stops = met
             .iter()
             .any(|met| matches!(met.end, End::Stopped { is_certain: true, .. }));
@@ -183,6 +183,38 @@ mod privileged {
                 Stops,
             );
             check_rules("inet", "accept", &["ip6 daddr ::1 drop"], Passes);
+        });
+    }
+
+    /// A rule of a chain before that of another rule.
+    #[test]
+    fn what_a_chain_makes_of_a_packet_the_next_one_meets() {
+        use Said::{Open, Passes, Stops};
+        in_namespace("walk-chains", || {
+            run("ip link set lo up");
+            let rows = [
+                ("meta mark set 0x1", "meta mark 0x0 drop", Open),
+                ("udp dport 9001 meta mark set 0x1", "meta mark 0x0 drop", Stops),
+                ("notrack", "ct state new drop", Open),
+                ("notrack", "udp dport 9000 drop", Stops),
+                ("accept", "drop", Stops),
+                ("drop", "accept", Stops),
+                ("accept", "udp dport 9001 drop", Passes),
+            ];
+            for (before, then, expected) in rows {
+                let rules = [("a", -300, before), ("b", 0, then)].map(|(chain, priority, rule)| {
+                    [
+                        format!(
+                            "nft add chain inet t {chain} {{ type filter hook output priority {priority} ; }}"
+                        ),
+                        format!("nft add rule inet t {chain} {rule}"),
+                    ]
+                });
+                let table = "nft add table inet t".to_owned();
+                let lines: Vec<_> = std::iter::once(&table).chain(rules.iter().flatten()).collect();
+                let lines: Vec<_> = lines.into_iter().map(String::as_str).collect();
+                check("127.0.0.1", &lines, expected);
+            }
         });
     }
 

@@ -255,6 +255,8 @@ pub enum Part {
     Passive,
     /// Gives the packet another mark.
     SetsMark,
+    /// Leaves the packet's connection untracked, or tracks it in another way.
+    Untracks,
     /// `-m conntrack --ctstate`: holds where one of the bits is the connection's state, or none is.
     XtState {
         /// The bits.
@@ -489,6 +491,7 @@ impl Part {
             },
             "reject" => Self::Reject,
             "nat" | "masq" | "redir" => Self::Translates,
+            "notrack" => Self::Untracks,
             "counter" | "log" | "last" => Self::Passive,
             "match" => xt_match(&text(attribute(data, 1)?), number(2)?, attribute(data, 3)?)?,
             "target" => xt_target(&text(attribute(data, 1)?))?,
@@ -522,6 +525,7 @@ fn xt_target(name: &str) -> Option<Part> {
         "DNAT" | "SNAT" | "MASQUERADE" | "REDIRECT" | "NETMAP" => Part::Translates,
         "LOG" | "NFLOG" | "CHECKSUM" | "TCPMSS" | "AUDIT" | "TRACE" => Part::Passive,
         "MARK" | "CONNMARK" => Part::SetsMark,
+        "CT" | "NOTRACK" => Part::Untracks,
         _ => return None,
     })
 }

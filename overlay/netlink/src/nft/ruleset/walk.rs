@@ -34,12 +34,42 @@ pub struct Packet {
     pub state: Option<u32>,
     /// Whether it answers the packet that began its connection.
     pub is_reply: bool,
-    /// Its mark.
-    pub mark: Option<u32>,
     /// The device that it came by.
     pub comes_by: Option<Device>,
     /// The device that it leaves by.
     pub leaves_by: Option<Device>,
+}
+
+/// What rules have made of a packet so far: goes with it from chain to chain, and from hook to hook.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Carried {
+    /// Its mark; none: not known.
+    mark: Option<u32>,
+    /// Whether a tracked connection gives it other ends, which are not those of an untracked packet.
+    is_by_connection: bool,
+    /// Whether its connection may not be tracked.
+    may_be_untracked: bool,
+    /// Whether it may be another packet, or nowhere: something translates it, or was not evaluated and may do that.
+    may_differ: bool,
+}
+
+impl Carried {
+    /// Of a packet that has met no rule yet. `is_by_connection`: what is said of its ends supposes that connections are
+    /// tracked.
+    #[must_use]
+    pub const fn new(mark: Option<u32>, is_by_connection: bool) -> Self {
+        Self {
+            mark,
+            is_by_connection,
+            may_be_untracked: false,
+            may_differ: false,
+        }
+    }
+
+    const fn untrack(&mut self) {
+        self.may_be_untracked = true;
+        self.may_differ |= self.is_by_connection;
+    }
 }
 
 /// Who decided.
@@ -62,7 +92,8 @@ pub enum End {
         by: Place,
         /// Whether an answer says so.
         is_rejected: bool,
-        /// Whether it gets there in any case: no rule before that was not evaluated may have let it pass.
+        /// Whether it gets there in any case, and as what it is said to be: no rule before, of this chain or another
+        /// one, that was not evaluated may have let it pass or changed it, and none has translated it.
         is_certain: bool,
     },
     /// Its source or destination is another one from there on.
@@ -83,8 +114,14 @@ pub struct Met {
 }
 
 /// Leads a packet through the base chains of a hook (`enum nf_inet_hooks`) that one of its version of IP meets, until
-/// one stops it for certain. `packet` is what it is when it comes to a chain; none: it does not come there.
-pub fn follow(ruleset: &Ruleset, hook: u32, packet: impl Fn(&Base) -> Option<Packet>) -> Vec<Met> {
+/// one stops it for certain. `packet` is what it is when it comes to a chain; none: it does not come there. `carried` is
+/// what the hooks before have made of it.
+pub fn follow(
+    ruleset: &Ruleset,
+    hook: u32,
+    carried: &mut Carried,
+    packet: impl Fn(&Base) -> Option<Packet>,
+) -> Vec<Met> {
     let mut met = Vec::new();
     for base in ruleset.bases.iter().filter(|base| base.hook == hook) {
         let Some(packet) = packet(base) else { continue };
@@ -98,11 +135,12 @@ pub fn follow(ruleset: &Ruleset, hook: u32, packet: impl Fn(&Base) -> Option<Pac
         }
         let mut walk = Walk {
             ruleset,
-            mark: packet.mark,
             packet: &packet,
             rules: 0,
             unknown: Vec::new(),
-            may_leave: false,
+            // Chains of type nat are for tracked connections.
+            may_leave: base.is_nat && carried.may_be_untracked,
+            carried,
         };
         let end = match walk.chain(&base.name, 0) {
             Some(end) => end,
@@ -151,24 +189,30 @@ enum Action {
     Verdict(Verdict),
     Reject,
     Translate,
+    /// One of these: it is not known which, or none.
+    OneOf(Vec<Verdict>),
     /// Nobody here knows.
     Unknown,
 }
 
 impl Action {
     /// Whether it stops the packet, and does nothing else.
-    const fn only_stops(&self) -> bool {
-        matches!(self, Self::Reject | Self::Verdict(Verdict::Drop))
+    fn only_stops(&self) -> bool {
+        match self {
+            Self::Reject | Self::Verdict(Verdict::Drop) => true,
+            Self::OneOf(verdicts) => verdicts.iter().all(|verdict| *verdict == Verdict::Drop),
+            _ => false,
+        }
     }
 }
 
 struct Walk<'a> {
     ruleset: &'a Ruleset,
     packet: &'a Packet,
-    mark: Option<u32>,
+    carried: &'a mut Carried,
     rules: usize,
     unknown: Vec<(ChainName, u64)>,
-    /// Whether a rule that was not evaluated may have led the packet elsewhere.
+    /// Whether a rule of this base chain that was not evaluated may have led the packet elsewhere.
     may_leave: bool,
 }
 
@@ -177,7 +221,7 @@ impl Walk<'_> {
         End::Stopped {
             by,
             is_rejected,
-            is_certain: !self.may_leave,
+            is_certain: !self.may_leave && !self.carried.may_differ,
         }
     }
 
@@ -199,7 +243,10 @@ impl Walk<'_> {
                 (Holds::Yes, Action::Verdict(Verdict::Drop)) => return Some(self.stopped(by(), false)),
                 (Holds::Yes, Action::Verdict(Verdict::Accept)) => return Some(End::Passes),
                 (Holds::Yes, Action::Verdict(Verdict::Return)) => return None,
-                (Holds::Yes, Action::Translate) => return Some(End::Translated(by())),
+                (Holds::Yes, Action::Translate) => {
+                    self.carried.may_differ = true;
+                    return Some(End::Translated(by()));
+                }
                 (Holds::Yes, Action::Verdict(Verdict::Jump(chain))) if depth < DEPTH => {
                     if let Some(end) = self.chain(&to(chain), depth + 1) {
                         return Some(end);
@@ -210,11 +257,79 @@ impl Walk<'_> {
                 }
                 _ => {
                     self.may_leave |= !action.only_stops();
+                    self.leave_open(name, &action, depth);
                     self.unknown.push((name.clone(), rule.handle));
                 }
             }
         }
         None
+    }
+
+    /// Notes what may have become of the packet by an action of which it is not known whether it is taken.
+    fn leave_open(&mut self, chain: &ChainName, action: &Action, depth: usize) {
+        match action {
+            Action::Translate | Action::Unknown => self.carried.may_differ = true,
+            Action::Verdict(verdict) => self.leave_verdict_open(chain, verdict, depth),
+            Action::OneOf(verdicts) => {
+                for verdict in verdicts {
+                    self.leave_verdict_open(chain, verdict, depth);
+                }
+            }
+            Action::Reject => {}
+        }
+    }
+
+    fn leave_verdict_open(&mut self, chain: &ChainName, verdict: &Verdict, depth: usize) {
+        let (Verdict::Jump(to) | Verdict::Goto(to)) = verdict else {
+            return;
+        };
+        let to = ChainName {
+            chain: to.clone(),
+            ..chain.clone()
+        };
+        let ruleset = self.ruleset;
+        let rules = ruleset.rules.get(&to).into_iter().flatten();
+        for part in rules.flat_map(|rule| &rule.parts) {
+            // Nothing is certain any more, whatever else may happen to it.
+            if self.carried.may_differ {
+                return;
+            }
+            match part {
+                Part::SetsMark => self.carried.mark = None,
+                Part::Untracks => self.carried.untrack(),
+                Part::Translates => self.carried.may_differ = true,
+                Part::Other(name) => self.carried.may_differ |= may_change(name),
+                Part::Verdict(verdict) if depth < DEPTH => self.leave_verdict_open(&to, verdict, depth + 1),
+                Part::Lookup {
+                    set,
+                    is_verdict: true,
+                    ..
+                } if depth < DEPTH => {
+                    let action = self.any_of(&to, set);
+                    self.leave_open(&to, &action, depth + 1);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// What a map of verdicts may say.
+    fn any_of(&self, chain: &ChainName, set: &str) -> Action {
+        let key = (chain.family, chain.table.clone(), set.to_owned());
+        let set = self.ruleset.sets.get(&key);
+        let Some(elements) = set.and_then(|set| set.elements.as_ref()) else {
+            return Action::Unknown;
+        };
+        let verdicts = elements.iter().filter_map(|(element, _)| match &element.data {
+            ElementData::Verdict(verdict) => Some(verdict.clone()),
+            _ => None,
+        });
+        Action::OneOf(verdicts.collect())
+    }
+
+    /// The state of its connection.
+    fn state(&self) -> Option<u32> {
+        self.packet.state.filter(|_| !self.carried.may_be_untracked)
     }
 
     /// Whether a rule means the packet, and what it does with it; none where it decides nothing.
@@ -275,8 +390,7 @@ impl Walk<'_> {
                 }
                 Part::XtState { states, is_inverted } => {
                     let holds = self
-                        .packet
-                        .state
+                        .state()
                         .map(|state| Holds::of(u32::from(*states) & state != 0));
                     holds.unwrap_or(Holds::Unknown).inverted_if(*is_inverted)
                 }
@@ -301,7 +415,7 @@ impl Walk<'_> {
                             Holds::Yes
                         }
                         (Ok(found), _, _) => Holds::of(found.is_some()).inverted_if(*is_inverted),
-                        (Err(()), _, true) => return (Holds::Unknown, Some(Action::Unknown)),
+                        (Err(()), _, true) => return (Holds::Unknown, Some(self.any_of(chain, set))),
                         (Err(()), _, false) => {
                             registers = Registers::default();
                             Holds::Unknown
@@ -313,13 +427,18 @@ impl Walk<'_> {
                 Part::Translates => return (all, Some(Action::Translate)),
                 Part::Passive => Holds::Yes,
                 Part::SetsMark => {
-                    self.mark = None;
+                    self.carried.mark = None;
+                    Holds::Yes
+                }
+                Part::Untracks => {
+                    self.carried.untrack();
                     Holds::Yes
                 }
                 Part::Other(name) if DECIDES.contains(&name.as_str()) => {
                     return (Holds::Unknown, Some(Action::Unknown));
                 }
-                Part::Other(_) => {
+                Part::Other(name) => {
+                    self.carried.may_differ |= may_change(name);
                     registers = Registers::default();
                     Holds::Unknown
                 }
@@ -348,7 +467,7 @@ impl Walk<'_> {
         match key {
             1 if packet.destination.is_ipv4() => all_known(&[0x08, 0x00]),
             1 => all_known(&[0x86, 0xdd]),
-            3 => number(self.mark),
+            3 => number(self.carried.mark),
             4 => number(index(&packet.comes_by)),
             5 => number(index(&packet.leaves_by)),
             6 => name(&packet.comes_by),
@@ -363,8 +482,8 @@ impl Walk<'_> {
     /// `enum nft_ct_keys`.
     fn conntrack(&self, key: u32) -> Value {
         match key {
-            0 => number(self.packet.state),
-            1 => all_known(&[u8::from(self.packet.is_reply)]),
+            0 => number(self.state()),
+            1 if !self.carried.may_be_untracked => all_known(&[u8::from(self.packet.is_reply)]),
             _ => vec![None; IFNAMSIZ],
         }
     }
@@ -517,4 +636,12 @@ fn find(set: &ReadSet, registers: &Registers, from: Slot) -> Result<Option<Eleme
 
 /// Expressions that may end a packet's way by themselves.
 const DECIDES: [&str; 6] = ["queue", "fwd", "tproxy", "synproxy", "target", "dup"];
+/// A write to a header, beside those: reads are understood.
+const WRITES: &str = "payload";
+
+/// Whether an expression that is not understood may make another packet of it, or lead it elsewhere.
+fn may_change(name: &str) -> bool {
+    name == WRITES || DECIDES.contains(&name)
+}
+
 const IFNAMSIZ: usize = 16;
