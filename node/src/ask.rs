@@ -31,6 +31,21 @@ const BETWEEN_LOOKS: Duration = Duration::from_millis(250);
 /// The largest answer. A finding of each of 100,000 Services is less.
 const ANSWER_BYTES: usize = 64 << 20;
 
+/// Of an answer.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// It is no larger.
+    pub bytes: usize,
+    /// It is there within this.
+    pub time: Duration,
+}
+
+/// Of the answer to a question.
+const USUAL: Bounds = Bounds {
+    bytes: ANSWER_BYTES,
+    time: ANSWERED_WITHIN,
+};
+
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum AskError {
@@ -148,13 +163,26 @@ impl Agent {
         at: &str,
         question: impl Serialize,
     ) -> Result<A, AskError> {
+        self.ask_within(at, question, USUAL).await
+    }
+
+    /// The same, where the answer can be larger or later than others.
+    ///
+    /// # Errors
+    /// When it does not answer as it should, or not within these bounds.
+    pub async fn ask_within<A: DeserializeOwned>(
+        &mut self,
+        at: &str,
+        question: impl Serialize,
+        bounds: Bounds,
+    ) -> Result<A, AskError> {
         let answer = tokio::select! {
-            answer = timeout(ANSWERED_WITHIN, exchange(&mut self.sender, at, question)) => answer,
+            answer = timeout(bounds.time, exchange(&mut self.sender, at, question, bounds.bytes)) => answer,
             pid = until_stopped(self.pid) => return Err(AskError::Stopped { pid }),
         };
         let answer = match answer {
             Ok(answer) => answer.map_err(|error| format!("{error:#}")),
-            Err(_) => Err(format!("no answer in {} s", ANSWERED_WITHIN.as_secs())),
+            Err(_) => Err(format!("no answer in {} s", bounds.time.as_secs())),
         };
         answer.map_err(|reason| AskError::Answer {
             path: self.path.clone(),
@@ -196,6 +224,7 @@ async fn exchange<A: DeserializeOwned>(
     sender: &mut SendRequest<Body>,
     at: &str,
     question: impl Serialize,
+    most_bytes: usize,
 ) -> anyhow::Result<A> {
     let request = Request::post(at)
         .header(http::header::HOST, "agent")
@@ -205,6 +234,6 @@ async fn exchange<A: DeserializeOwned>(
     let response = sender.send_request(request).await?;
     let status = response.status();
     anyhow::ensure!(status == StatusCode::OK, "it answers {status}");
-    let body = axum::body::to_bytes(Body::new(response.into_body()), ANSWER_BYTES).await?;
+    let body = axum::body::to_bytes(Body::new(response.into_body()), most_bytes).await?;
     Ok(serde_json::from_slice(&body)?)
 }

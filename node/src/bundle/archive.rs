@@ -26,6 +26,9 @@ pub enum ArchiveError {
     /// There is one already.
     #[error("{0} exists already: name another with -o, or replace it with --force")]
     Exists(PathBuf),
+    /// It is a device, a pipe, a link or a directory: a file in its place would take it from others.
+    #[error("{0} is no regular file: name another with -o, or write to standard output with -o -")]
+    NoFile(PathBuf),
     /// It cannot be written.
     #[error("write {path}: {source}")]
     Write {
@@ -74,6 +77,18 @@ pub enum ArchiveError {
     },
 }
 
+/// Whether a file can be written there, as far as what is there tells.
+///
+/// # Errors
+/// When there is a file that shall not be replaced, or what is no file.
+pub fn may_be_written(path: &Path, force: bool) -> Result<(), ArchiveError> {
+    match fs::symlink_metadata(path) {
+        Ok(there) if !there.is_file() => Err(ArchiveError::NoFile(path.to_owned())),
+        Ok(_) if !force => Err(ArchiveError::Exists(path.to_owned())),
+        Ok(_) | Err(_) => Ok(()),
+    }
+}
+
 /// Writes a bundle into a file that only its owner reads: as a whole, or not at all.
 ///
 /// # Errors
@@ -83,6 +98,7 @@ pub fn write(bundle: &Bundle, path: &Path, force: bool) -> Result<(), ArchiveErr
         path: path.to_owned(),
         source,
     };
+    may_be_written(path, force)?;
     let fresh = if force { successor(path) } else { path.to_owned() };
     let mut options = OpenOptions::new();
     options.write(true).mode(MODE);
@@ -299,6 +315,23 @@ mod tests {
         write(&other, &path, true).expect("replaced");
         assert_eq!(read(&path).expect("read"), other);
         assert_eq!(fs::read_dir(&place.0).expect("there").count(), 1);
+    }
+
+    #[test]
+    fn what_is_no_regular_file_is_never_replaced() {
+        let place = Place::new("link");
+        let path = place.0.join("stdout");
+        std::os::unix::fs::symlink("/dev/null", &path).expect("linked");
+        for force in [false, true] {
+            let error = write(&bundle(), &path, force).expect_err("no file").to_string();
+            let expected =
+                "stdout is no regular file: name another with -o, or write to standard output with -o -";
+            assert!(error.ends_with(expected), "{error}");
+        }
+        assert_eq!(
+            fs::read_link(&path).expect("still a link"),
+            Path::new("/dev/null")
+        );
     }
 
     #[test]

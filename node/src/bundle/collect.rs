@@ -12,10 +12,10 @@ use proxy::datapath::iptables;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::archive::{self, ArchiveError};
-use super::redact::redact;
+use super::archive;
+use super::redact::{redact, redact_value};
 use super::{Bundle, FORMAT, Machine, Manifest, PATH, Told, part};
-use crate::ask::{Agent, AskError};
+use crate::ask::{Agent, AskError, Bounds};
 use crate::cli::BundleArgs;
 use crate::config::{Config, Datapath};
 use crate::explain::witness::{self, Had};
@@ -31,6 +31,12 @@ const STANDARD_OUTPUT: &str = "-";
 const LOG_BYTES: u64 = 256 << 10;
 /// Of a log since some time.
 const MOST_LOG_BYTES: u64 = 16 << 20;
+
+/// All that an agent of the largest cluster knows: its objects, and what becomes of them.
+const ALL: Bounds = Bounds {
+    bytes: 1 << 30,
+    time: Duration::from_mins(3),
+};
 
 /// Settings that people ask for; those by which routes are chosen are recorded with these.
 const SETTINGS: [&str; 15] = [
@@ -70,10 +76,17 @@ impl Collection {
 
     fn json(&mut self, name: &str, content: Result<impl Serialize, String>) {
         let text = content.and_then(|content| {
-            let text = serde_json::to_string_pretty(&content);
+            // String by string: what is taken out of JSON as a text can break it.
+            let value = serde_json::to_value(content).map(redact_value);
+            let text = value.and_then(|value| serde_json::to_vec_pretty(&value));
             text.map_err(|error| format!("it cannot be written as JSON: {error}"))
         });
-        self.text(name, text);
+        match text {
+            Ok(text) => {
+                self.parts.insert(name.to_owned(), text);
+            }
+            Err(reason) => self.miss(name, &reason),
+        }
     }
 
     fn miss(&mut self, name: &str, reason: &str) {
@@ -101,12 +114,9 @@ struct View {
 pub fn run(args: &BundleArgs) -> anyhow::Result<bool> {
     let config = args.agent.load()?;
     // What takes seconds is not done for a file that is not replaced.
-    if let Some(path) = args
-        .output
-        .as_deref()
-        .filter(|path| is_in_the_way(path, args.force))
-    {
-        return Err(ArchiveError::Exists(path.to_owned()).into());
+    let file = args.output.as_deref();
+    if let Some(path) = file.filter(|path| *path != Path::new(STANDARD_OUTPUT)) {
+        archive::may_be_written(path, args.force)?;
     }
     let bundle = collect(&config, args.since)?;
     match args.output.as_deref() {
@@ -123,10 +133,6 @@ pub fn run(args: &BundleArgs) -> anyhow::Result<bool> {
     Ok(bundle.manifest.missing.is_empty())
 }
 
-fn is_in_the_way(path: &Path, force: bool) -> bool {
-    !force && path != Path::new(STANDARD_OUTPUT) && fs::symlink_metadata(path).is_ok()
-}
-
 /// Reads the node of the agent with this configuration.
 ///
 /// # Errors
@@ -140,8 +146,9 @@ fn collect(config: &Config, since: Option<Duration>) -> anyhow::Result<Bundle> {
         Err(AskError::Stopped { pid }) => Some(*pid),
         Err(AskError::Connect { .. } | AskError::Answer { .. }) => None,
     };
+    let unheard = agent.as_ref().err().map(ToString::to_string);
     let told: Result<Told, AskError> = match agent {
-        Ok(_) => crate::block_on(crate::ask::ask(&config.state_dir, PATH, ()))?,
+        Ok(_) => crate::block_on(tell_all(&config.state_dir))?,
         Err(error) => Err(error),
     };
     let version = told.as_ref().ok().map(|told| told.version.clone());
@@ -166,23 +173,23 @@ fn collect(config: &Config, since: Option<Duration>) -> anyhow::Result<Bundle> {
             Vantage::default()
         }
     };
-    match reason {
-        None => crate::block_on(put_findings(&mut collection, &config.state_dir))?,
-        Some(reason) => {
-            for name in [
-                part::OBJECTS,
-                part::AGENT,
-                part::STATUS,
-                part::METRICS,
-                part::DOCTOR,
-            ] {
-                collection.miss(name, &reason);
-            }
+    if let Some(reason) = reason {
+        for name in [part::OBJECTS, part::AGENT, part::STATUS, part::METRICS] {
+            collection.miss(name, &reason);
         }
+    }
+    match unheard {
+        // Also an agent that does not tell all of it in time can know what is wrong.
+        None => crate::block_on(put_findings(&mut collection, &config.state_dir))?,
+        Some(reason) => collection.miss(part::DOCTOR, &reason),
     }
     collection.text(part::LOG, log(pid, since));
     collection.text(part::CONFIG, Ok(config.to_yaml()));
     Ok(bundle(collection, config, version, vantage))
+}
+
+async fn tell_all(state_dir: &Path) -> Result<Told, AskError> {
+    Agent::connect(state_dir).await?.ask_within(PATH, (), ALL).await
 }
 
 fn bundle(collection: Collection, config: &Config, agent: Option<String>, vantage: Vantage) -> Bundle {
