@@ -1,11 +1,10 @@
 //! The proxy of one node: takes snapshots, keeps what it asked the kernel for, retries, repairs.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use model::{Changed, Kind, Node, ObjectName, Snapshot};
+use model::{Changed, Kind, ObjectName, Snapshot};
 use netlink::nft::Monitor;
 
 use crate::datapath::packets::Packets;
@@ -509,7 +508,7 @@ impl Proxy {
             if *name == self.context.name {
                 continue;
             }
-            let addresses = self.node_port_addresses_of(node);
+            let addresses = self.context.node_port_addresses_of(node);
             roles.extend(
                 addresses
                     .into_iter()
@@ -522,30 +521,6 @@ impl Proxy {
         NodeAddresses {
             roles,
             complete: self.seen.is_synced(Kind::Node),
-        }
-    }
-
-    /// Addresses on which another node serves node ports, if it is told what this one is told.
-    fn node_port_addresses_of(&self, node: &Node) -> Vec<IpAddr> {
-        let all = || {
-            node.internal_addresses
-                .iter()
-                .chain(&node.external_addresses)
-                .copied()
-        };
-        match &self.settings.node_port_addresses {
-            NodePortAddresses::All => all().collect(),
-            NodePortAddresses::Networks(_) => all()
-                .filter(|address| self.context.serves_node_ports_on(*address))
-                .collect(),
-            NodePortAddresses::Primary => {
-                let internal = || node.internal_addresses.iter();
-                let first = [
-                    internal().find(|address| address.is_ipv4()),
-                    internal().find(|address| address.is_ipv6()),
-                ];
-                first.into_iter().flatten().copied().collect()
-            }
         }
     }
 

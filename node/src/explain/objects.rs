@@ -4,13 +4,13 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 use model::{
-    EndpointRef, EndpointSlice, IpFamily, MacAddr, Mtu, ObjectName, Service, ServicePort, SessionAffinity,
-    Snapshot, TrafficPolicy,
+    EndpointRef, EndpointSlice, IpFamily, MacAddr, Mtu, NodeName, ObjectName, Protocol, Service, ServicePort,
+    SessionAffinity, Snapshot, TrafficPolicy,
 };
 use overlay::plan::{Plan, Remote};
 use proxy::plan::{
-    Chosen, Frontend, FrontendKey, LeftOut, List, MAX_ENDPOINTS, NodeContext, PortKey, PortPlan, Standing,
-    Target, standings,
+    Action, Chosen, Frontend, FrontendKey, LeftOut, List, MAX_ENDPOINTS, NodeContext, PortKey, PortPlan,
+    Standing, Target, standings,
 };
 use proxy::verdict::{Because, Decision, Packet, Verdict, decide};
 use proxy::{ServiceView, plan_service, plans_of};
@@ -91,6 +91,31 @@ pub fn intent(snapshot: &Snapshot, context: &NodeContext, packet: &Packet) -> In
         lines,
         failure,
     }
+}
+
+/// What this node's socket hook makes of a packet to a node port at another node's address, and whose that is: it serves
+/// node ports of all nodes. None: it is none of these, or the hook leaves it to that node, since a policy keeps its
+/// traffic there.
+#[must_use]
+pub fn by_hook(snapshot: &Snapshot, context: &NodeContext, packet: &Packet) -> Option<(NodeName, Intent)> {
+    let to = packet.destination;
+    if packet.protocol == Protocol::Sctp || context.addresses.contains(&to) {
+        return None;
+    }
+    let mut others = snapshot.nodes.iter().filter(|(name, _)| **name != context.name);
+    let (name, _) = others.find(|(_, node)| context.node_port_addresses_of(node).contains(&to))?;
+    let mut own = context.addresses.iter().copied();
+    let own = own.find(|own| own.is_ipv4() == to.is_ipv4() && context.serves_node_ports_on(*own))?;
+    let here = Packet {
+        destination: own,
+        ..packet.clone()
+    };
+    let intent = intent(snapshot, context, &here);
+    let is_taken = intent
+        .owner
+        .as_ref()
+        .is_some_and(|owner| owner.frontend.action != Action::Split);
+    is_taken.then(|| (name.clone(), intent))
 }
 
 /// What a failure is told of.

@@ -17,7 +17,7 @@ use super::facts::{Facts, WithoutAgent};
 use super::kernel::{self, Sight};
 use super::look::Vantage;
 use super::names::{Known, NameError, endpoint_text};
-use super::objects::{self, Intent, Way, intent, target_text};
+use super::objects::{self, Intent, Way, by_hook, intent, target_text};
 use super::passage;
 use super::rules::{self, Others};
 use super::trips::{Asked, Turn};
@@ -324,8 +324,22 @@ impl<'a> Walk<'a> {
         let facts = self.facts();
         let intent = facts.and_then(|facts| Some(intent(&facts.snapshot, facts.context.as_ref()?, packet)));
         let programming = self.programming(kernel, packet, intent.as_ref());
+        let is_free = intent.as_ref().is_some_and(|intent| intent.owner.is_none());
+        let taken = is_free
+            .then(|| self.taken_by_hook(kernel, packet, origin))
+            .flatten();
+        let (intent, programming, node) = match taken {
+            Some((node, intent, programming)) => (Some(intent), programming, Some(node)),
+            None => (intent, programming, None),
+        };
         let followed = programming.follow(origin.client);
         let mut step = compare::service(&about, intent.as_ref(), &programming, origin.client, self.vantage);
+        step.objects.extend(node.map(|node| {
+            format!(
+                "{} is {node}'s: the socket hook takes node ports of all nodes here",
+                packet.destination
+            )
+        }));
         if let Some(facts) = facts.filter(|facts| facts.context.is_none()) {
             let other =
                 "the agent plans no Services here: whoever does so decides what becomes of one's address";
@@ -355,6 +369,24 @@ impl<'a> Walk<'a> {
         }
         self.forward.push(step);
         verdict
+    }
+
+    /// What the hook does with what processes of this node send to a node port of another node, where it does so.
+    fn taken_by_hook(
+        &self,
+        kernel: &mut dyn Witness,
+        packet: &Packet,
+        origin: &Origin,
+    ) -> Option<(NodeName, Intent, Programming)> {
+        let facts = self.facts()?;
+        if !matches!(origin.client, Client::PodHere | Client::ThisNode) {
+            return None;
+        }
+        facts.pin_dir.as_ref()?;
+        let (node, intent) = by_hook(&facts.snapshot, facts.context.as_ref()?, packet)?;
+        let programming = self.programming(kernel, packet, Some(&intent));
+        let followed = programming.follow(origin.client)?;
+        (followed.by == LayerKind::SocketHook).then_some((node, intent, programming))
     }
 
     fn is_of_services(&self, facts: &Facts, packet: &Packet) -> bool {

@@ -16,7 +16,7 @@ use crate::explain::Facts;
 use crate::explain::names::{
     Known, Name, NameError, Place, Subject, addresses_of, meant_ports, no_such_port, port_text, protocol_of,
 };
-use crate::explain::objects::intent;
+use crate::explain::objects::{by_hook, intent};
 
 /// What an end names.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,7 +80,15 @@ pub(super) fn locate(name: &str, facts: &Facts) -> Result<Located, NameError> {
     })?;
     let asked = protocol.is_some() || name.protocol.is_none();
     let service = facts.context.as_ref().filter(|_| asked);
-    let service = service.and_then(|context| at_address(&facts.snapshot, context, &place, protocol));
+    let service = service.and_then(|context| {
+        at_address(
+            &facts.snapshot,
+            context,
+            &place,
+            protocol,
+            facts.pin_dir.is_some(),
+        )
+    });
     let tunnel = match (&name.subject, &facts.network) {
         (Subject::Node(node), Some(plan)) => {
             let is_own = facts.node == NodeName::from(node.as_str());
@@ -160,12 +168,14 @@ fn of_service(name: &Name, service: &Service, snapshot: &Snapshot) -> Result<Loc
     })
 }
 
-/// Who is behind an address and port that are some Service's: its own, or a node's with its node port.
+/// Who is behind an address and port that are some Service's: its own, or a node's with its node port; of another node's
+/// where a hook (`has_hook`) takes those, too.
 fn at_address(
     snapshot: &Snapshot,
     context: &NodeContext,
     place: &Place,
     protocol: Option<Protocol>,
+    has_hook: bool,
 ) -> Option<Behind> {
     let port = place.port?;
     let mut found = None;
@@ -180,7 +190,9 @@ fn at_address(
                 port,
                 protocol,
             };
-            let Some(owner) = intent(snapshot, context, &packet).owner else {
+            let here = intent(snapshot, context, &packet).owner;
+            let by_hook = || by_hook(snapshot, context, &packet)?.1.owner;
+            let Some(owner) = here.or_else(|| by_hook().filter(|_| has_hook)) else {
                 continue;
             };
             endpoints.extend(serving(snapshot, &owner.service, &owner.port_key.name, protocol));

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
-use model::{IpFamily, NodeName, Text};
+use model::{IpFamily, Node, NodeName, Text};
 use serde::{Deserialize, Serialize};
 
 use super::Masquerade;
@@ -129,6 +129,23 @@ impl NodeContext {
         self.node_port_networks(address.into())
             .iter()
             .any(|network| network.contains(address))
+    }
+
+    /// Addresses on which another node serves node ports, if it is told what this one is told.
+    #[must_use]
+    pub fn node_port_addresses_of(&self, node: &Node) -> Vec<IpAddr> {
+        let internal = || node.internal_addresses.iter().copied();
+        let all = internal().chain(node.external_addresses.iter().copied());
+        match &self.node_port_addresses {
+            NodePortAddresses::All => all.collect(),
+            NodePortAddresses::Networks(_) => all
+                .filter(|address| self.serves_node_ports_on(*address))
+                .collect(),
+            NodePortAddresses::Primary => {
+                let first = [internal().find(IpAddr::is_ipv4), internal().find(IpAddr::is_ipv6)];
+                first.into_iter().flatten().collect()
+            }
+        }
     }
 
     /// Who is masqueraded at ClusterIPs of that family.

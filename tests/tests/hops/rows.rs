@@ -137,6 +137,23 @@ pub const EBPF: &[Row] = &[
         ],
     },
     Row {
+        name: "pod_to_a_node_port_of_the_other_node",
+        ends: "pod/client {node-2}:30080/tcp",
+        code: 0,
+        verdict: "answered",
+        service: Some("svc/default/web:30080 of 1 -> server:8080 socketHook"),
+        there: &[
+            "pod/default/client eth0 sent client > server:8080",
+            "causeway-node-1 cw… received",
+            "node-1 ==> node-2",
+        ],
+        back: &[
+            "pod/default/server eth0 sent server:8080 > client",
+            "causeway-node-2 cw… received",
+            "node-2 ==> node-1",
+        ],
+    },
+    Row {
         name: "datagram_to_service_to_pod_of_the_other_node_and_back",
         ends: "pod/client {web}:9000/udp",
         code: 0,

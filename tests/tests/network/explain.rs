@@ -82,6 +82,7 @@ fn explain_names_what_stands_in_the_way_and_where() {
     check(&world, &WAY, 0, "WORKS");
     shows_both_sides(&world, &near, &far);
     knows_what_stays_on_the_node(&world);
+    knows_node_ports_of_other_nodes(&world, &far);
     names_what_the_maps_lack(&world, &near, &far);
     names_what_others_put_in_the_way(&world, &near, &far);
     says_what_the_objects_say(&world, &far);
@@ -144,6 +145,38 @@ fn knows_what_stays_on_the_node(world: &Network) {
     let stays = "the packet stays in the pod, on its loopback device";
     assert!(itself.output.contains(stays), "{}", itself.output);
     assert!(!itself.output.contains("NEIGHBOUR"), "{}", itself.output);
+}
+
+/// The hook of this node serves them.
+fn knows_node_ports_of_other_nodes(world: &Network, far: &Pod) {
+    world.put(json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": {"namespace": "default", "name": "ported"},
+        "spec": {"type": "NodePort", "clusterIPs": ["10.96.0.77"],
+            "ports": [{"name": "http", "port": 80, "nodePort": 30090}]},
+    }));
+    let endpoints = |ready| {
+        let mut slice = slice(far, "http", ready);
+        slice["metadata"]["name"] = "ported-1".into();
+        slice["metadata"]["labels"]["kubernetes.io/service-name"] = "ported".into();
+        world.put(slice);
+    };
+    let way = ["pod/near", "172.30.8.12:30090"];
+    endpoints(true);
+    let taken = "172.30.8.12 is node-1's: the socket hook takes node ports of all nodes here";
+    check(world, &way, 0, taken);
+    check(
+        world,
+        &way,
+        0,
+        &format!("WORKS: the socket hook sends it to {}:7000", far.address),
+    );
+    endpoints(false);
+    check(
+        world,
+        &way,
+        1,
+        "refused: Service default/ported has no endpoint that takes connections",
+    );
 }
 
 fn names_what_the_maps_lack(world: &Network, near: &Pod, far: &Pod) {
