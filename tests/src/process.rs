@@ -214,27 +214,33 @@ impl Process {
             if output.contains(text) {
                 return Ok(());
             }
-            if let Ok(Some(status)) = self.child.try_wait() {
-                panic!(
+            if let Some(status) = self.ended() {
+                let output = self.output();
+                assert!(
+                    output.contains(text),
                     "{} ended with {status} before it printed {text:?}:\n{output}",
                     self.name
                 );
+                return Ok(());
             }
             Err(output)
         });
     }
 
-    /// Waits for its end.
+    /// How it ended, once all that it printed is read.
+    fn ended(&mut self) -> Option<ExitStatus> {
+        let status = self.child.try_wait().ok()??;
+        self.readers.iter().all(JoinHandle::is_finished).then_some(status)
+    }
+
+    /// Waits for its end, and that of what it prints: a child of it that goes on must not print to the same.
     ///
     /// # Panics
     /// When the deadline passes.
     #[track_caller]
     pub fn await_end(&mut self, timeout: Duration) -> ExitStatus {
         let what = format!("{} ends", self.name);
-        wait::until(&what, timeout, || match self.child.try_wait() {
-            Ok(Some(status)) => Ok(status),
-            _ => Err(self.output()),
-        })
+        wait::until(&what, timeout, || self.ended().ok_or_else(|| self.output()))
     }
 
     /// Kills it (SIGKILL), as a crash would, and waits until it is gone.

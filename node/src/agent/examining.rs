@@ -183,7 +183,7 @@ impl Sources {
         let mut findings = settings::look(differences.unwrap_or_default());
         let outside = ways::outside(&self.led_outside);
         findings.extend(outside.unwrap_or_else(|error| unread("the default route", &error)));
-        let rules = settings::rules();
+        let rules = settings::rules(&facts.pods);
         findings.extend(rules.unwrap_or_else(|error| unread("rules of policy routing", &error)));
         let pods = self.pods.as_ref().and_then(|pods| pods.opened());
         let (Some(plan), Some(pods)) = (&facts.network, pods) else {

@@ -135,7 +135,9 @@ impl DropsArgs {
     /// When it is none.
     pub fn pod(&self) -> Result<Option<Name>, FormError> {
         let Some(text) = &self.pod else { return Ok(None) };
-        let text = format!("pod/{}", text.strip_prefix("pod/").unwrap_or(text));
+        let mut kinds = ["pod/", "pods/", "po/"].into_iter();
+        let name = kinds.find_map(|kind| text.strip_prefix(kind)).unwrap_or(text);
+        let text = format!("pod/{name}");
         let name = Name::parse_in(self.namespace.as_deref().unwrap_or(NAMESPACE), &text)?;
         match (&name.port, &name.protocol) {
             (None, None) => Ok(Some(name)),
@@ -268,7 +270,7 @@ pub struct CaptureArgs {
     #[arg(short, long, value_name = "NAMESPACE", default_value = NAMESPACE)]
     pub namespace: String,
     /// Form of the lines that are printed without --write; ndjson is a line of JSON for each packet
-    #[arg(short, long, value_enum, default_value = "text")]
+    #[arg(short, long, value_enum, default_value = "text", conflicts_with = "write")]
     pub output: Lines,
 }
 

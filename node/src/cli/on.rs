@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use clap::Args;
 
 use crate::trace_cli;
@@ -28,8 +27,10 @@ impl ServerArgs {
     /// # Errors
     /// When there are none.
     pub fn credentials(&self) -> anyhow::Result<Credentials> {
-        let credentials = kubeconfig::usual(self.kubeconfig.as_deref(), self.context.as_deref());
-        credentials.context("reach the cluster")
+        Ok(kubeconfig::usual(
+            self.kubeconfig.as_deref(),
+            self.context.as_deref(),
+        )?)
     }
 }
 

@@ -1,10 +1,13 @@
 //! The kernel's settings that packets need, against what they are.
 
+use std::net::IpAddr;
+
 use netlink::route::TABLE_MAIN;
-use netlink::rule::TABLE_LOCAL;
+use netlink::rule::{Action, Rule, TABLE_LOCAL};
 use netlink::{Netlink, sysctl};
 
 use super::finding;
+use crate::explain::PodHere;
 use crate::findings::Finding;
 
 /// Settings that somebody changed, of those that the agent keeps: name, value, and what it shall be.
@@ -21,12 +24,13 @@ pub fn look(differences: Vec<(String, u64, u64)>) -> Vec<Finding> {
     told.collect()
 }
 
-/// Tables of routes that no packet looks up any more.
+/// Tables of routes that no packet looks up any more, and rules that no packet of a pod gets past.
 ///
 /// # Errors
 /// When the kernel does not tell.
-pub fn rules() -> netlink::Result<Vec<Finding>> {
-    let rules = Netlink::open()?.rules()?;
+pub fn rules(pods: &[PodHere]) -> netlink::Result<Vec<Finding>> {
+    let mut kernel = Netlink::open()?;
+    let mut rules = kernel.rules()?;
     let tables = [(TABLE_LOCAL, "local"), (TABLE_MAIN, "main")];
     let lost = tables.into_iter().filter(|(table, _)| {
         let mut rules = rules.iter();
@@ -42,7 +46,46 @@ pub fn rules() -> netlink::Result<Vec<Finding>> {
             "ip rule add lookup TABLE, with its usual preference: local 0, main 32766",
         )
     });
-    Ok(told.collect())
+    let mut findings: Vec<Finding> = told.collect();
+    if pods.iter().flat_map(|pod| &pod.addresses).any(IpAddr::is_ipv6) {
+        rules.extend(kernel.rules_v6()?);
+    }
+    findings.extend(rules.iter().filter_map(|rule| in_the_way(rule, pods)));
+    Ok(findings)
+}
+
+/// A rule that ends the way of what pods send or get; one that asks for more than addresses may let some of it pass.
+fn in_the_way(rule: &Rule, pods: &[PodHere]) -> Option<Finding> {
+    let does = match rule.action {
+        Action::Blackhole => "drops",
+        Action::Unreachable | Action::Prohibit => "refuses",
+        Action::LookUp(_) | Action::GoTo(_) | Action::Nothing | Action::Other(_) => return None,
+    };
+    let (what, network) = match (rule.source, rule.destination) {
+        (Some(source), None) => ("is sent from", source),
+        (None, Some(destination)) => ("is sent to", destination),
+        (Some(_), Some(_)) | (None, None) => return None,
+    };
+    let mut meant = pods
+        .iter()
+        .filter(|pod| !rule.inverted && pod.addresses.iter().any(|address| network.contains(*address)));
+    let first = meant.next()?;
+    let first = match &first.name {
+        Some(name) => format!("Pod {name}"),
+        None => format!("the pod behind {}", first.device),
+    };
+    let object = match meant.count() {
+        0 => first,
+        others => format!("{first} and {others} more"),
+    };
+    let version = if rule.is_v6 { "-6 " } else { "" };
+    let priority = rule.priority;
+    Some(finding(
+        "routing-rule",
+        object,
+        format!("ip {version}rule {priority} {does} what {what} {network}"),
+        &format!("ip {version}rule del pref {priority}, where nobody needs it: find who made it"),
+    ))
 }
 
 /// Devices that packets come in by and that do not forward them, where the host does. Nobody sets that again.
@@ -77,4 +120,57 @@ fn of_device(version: &str, device: &str, all: &str) -> Finding {
         format!("it is 0: packets that come in by {device} are not forwarded"),
         &format!("sysctl -w it to 1; setting {all} anew sets it for all devices"),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pod(name: &str, address: &str) -> PodHere {
+        PodHere {
+            name: Some(model::ObjectName::new("default", name)),
+            addresses: vec![address.parse().expect("an address")],
+            node: "node-1".into(),
+            device: format!("cw-{name}"),
+            mac: None,
+        }
+    }
+
+    #[test]
+    fn rules_that_end_the_way_of_pods_are_told_with_whose_it_is() {
+        let pods = [
+            pod("a", "10.244.1.2"),
+            pod("b", "10.244.1.3"),
+            pod("six", "fd00::2"),
+        ];
+        let told = |action, source: Option<&str>, destination: Option<&str>| {
+            let network = |text: &str| text.parse().expect("a network");
+            let (source, destination) = (source.map(network), destination.map(network));
+            let rule = Rule {
+                source,
+                destination,
+                ..Rule::new(10, action)
+            };
+            in_the_way(&rule, &pods).map(|finding| format!("{}: {}", finding.object, finding.evidence))
+        };
+        let rows = [
+            (
+                told(Action::Blackhole, Some("10.244.1.2/32"), None),
+                Some("Pod default/a: ip rule 10 drops what is sent from 10.244.1.2/32"),
+            ),
+            (
+                told(Action::Prohibit, None, Some("10.244.0.0/16")),
+                Some("Pod default/a and 1 more: ip rule 10 refuses what is sent to 10.244.0.0/16"),
+            ),
+            (told(Action::Blackhole, Some("198.51.100.0/24"), None), None),
+            (told(Action::LookUp(100), Some("10.244.1.2/32"), None), None),
+            (
+                told(Action::Blackhole, Some("10.244.1.2/32"), Some("198.51.100.1/32")),
+                None,
+            ),
+        ];
+        for (told, expected) in rows {
+            assert_eq!(told.as_deref(), expected);
+        }
+    }
 }

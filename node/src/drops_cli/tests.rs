@@ -59,6 +59,7 @@ fn drops_of_a_pod_are_in_it_or_from_it_or_to_it() {
     let web = of("--pod web -n shop");
     assert_eq!(web, of("--pod shop/web"));
     assert_eq!(web, of("--pod pod/shop/web -n shop"));
+    assert_eq!(web, of("--pod po/web -n shop"));
     assert_eq!(of("--pod web"), Whose::Pod("pod/default/web".to_owned()));
     let rows = [
         (dropped("pod/shop/web", None, None), true, true),

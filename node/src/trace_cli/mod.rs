@@ -267,6 +267,11 @@ pub fn duration(text: &str) -> Result<Duration, String> {
         "ms" => 1,
         "s" => 1000,
         "m" => 60_000,
+        "" => {
+            return Err(format!(
+                "{text} has no unit: {text}ms, {text}s or {text}m is a time"
+            ));
+        }
         unit => return Err(format!("{unit:?} is no unit of time: ms, s or m is one")),
     };
     let millis = number.checked_mul(millis).filter(|millis| *millis <= 86_400_000);
@@ -357,5 +362,7 @@ mod tests {
         for text in ["30", "s", "3h", "-1s", "1.5s", "", "99999999999m", "2000m"] {
             assert!(duration(text).is_err(), "{text}");
         }
+        let told = duration("5").expect_err("it has no unit");
+        assert_eq!(told, "5 has no unit: 5ms, 5s or 5m is a time");
     }
 }

@@ -79,6 +79,27 @@ pub enum Action {
 }
 
 impl Rule {
+    /// A rule of IPv4 for every packet.
+    #[must_use]
+    pub const fn new(priority: u32, action: Action) -> Self {
+        Self {
+            is_v6: false,
+            priority,
+            action,
+            inverted: false,
+            source: None,
+            destination: None,
+            arrives_by: None,
+            leaves_by: None,
+            mark: (0, 0),
+            users: None,
+            tos: 0,
+            of_vrf: false,
+            suppressed_bits: None,
+            more: false,
+        }
+    }
+
     /// The table that is looked up; none where the rule does something else.
     #[must_use]
     pub const fn table(&self) -> Option<u32> {
@@ -123,6 +144,14 @@ impl Netlink {
         self.rules_of(AddressFamily::Inet)
     }
 
+    /// The rules of IPv6.
+    ///
+    /// # Errors
+    /// When the kernel has no IPv6, or does not answer.
+    pub fn rules_v6(&mut self) -> Result<Vec<Rule>> {
+        self.rules_of(AddressFamily::Inet6)
+    }
+
     /// The rules of a version of IP, in the order in which they are asked.
     pub(crate) fn rules_of(&mut self, family: AddressFamily) -> Result<Vec<Rule>> {
         let mut request = RuleMessage::default();
@@ -143,19 +172,9 @@ fn decode(message: &RuleMessage) -> Rule {
     let header = &message.header;
     let mut rule = Rule {
         is_v6: header.family == AddressFamily::Inet6,
-        priority: 0,
-        action: Action::Nothing,
         inverted: header.flags.contains(RuleFlags::Invert),
-        source: None,
-        destination: None,
-        arrives_by: None,
-        leaves_by: None,
-        mark: (0, 0),
-        users: None,
         tos: header.tos,
-        of_vrf: false,
-        suppressed_bits: None,
-        more: false,
+        ..Rule::new(0, Action::Nothing)
     };
     let mut table = u32::from(header.table);
     let mut target = 0;

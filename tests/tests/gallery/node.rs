@@ -172,6 +172,17 @@ pub const ROWS: &[Row] = &[
         mends: &[Act::Run(NODE_1, "nft delete table ip cwt-fw")],
     },
     Row {
+        name: "a_rule_of_policy_routing_that_drops_what_a_pod_sends_is_named",
+        breaks: &[Act::Run(NODE_1, "ip rule add pref 10 from {client-ip} blackhole")],
+        asks: &[Ask::Doctor(
+            1,
+            "routing-rule",
+            "Pod default/client",
+            &["ip rule 10 drops what is sent from {client-ip}/32"],
+        )],
+        mends: &[Act::Run(NODE_1, "ip rule del pref 10")],
+    },
+    Row {
         name: "a_default_route_that_went_with_its_device_is_named",
         breaks: &[
             Act::Run(NODE_1, "ip link set eth0 down"),
