@@ -13,16 +13,21 @@ pub const ETHERNET: u16 = 1;
 /// As above.
 pub const RAW_IP: u16 = 101;
 
-const SECTION: u32 = 0x0a0d_0d0a;
-const INTERFACE: u32 = 1;
-const PACKET: u32 = 6;
-const STATISTICS: u32 = 5;
+/// Types of blocks (draft-ietf-opsawg-pcapng §4): a section's header.
+pub const SECTION: u32 = 0x0a0d_0d0a;
+/// An interface.
+pub const INTERFACE: u32 = 1;
+/// A packet.
+pub const PACKET: u32 = 6;
+/// What an interface counted.
+pub const STATISTICS: u32 = 5;
 
 const MAGIC: u32 = 0x1a2b_3c4d;
 
 const COMMENT: u16 = 1;
 const SECTION_APPLICATION: u16 = 4;
-const INTERFACE_NAME: u16 = 2;
+/// An interface's name, among its options.
+pub const INTERFACE_NAME: u16 = 2;
 const INTERFACE_DESCRIPTION: u16 = 3;
 const INTERFACE_RESOLUTION: u16 = 9;
 const PACKET_FLAGS: u16 = 2;

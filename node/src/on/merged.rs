@@ -7,20 +7,13 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use crate::capture::pcapng::{INTERFACE, INTERFACE_NAME, PACKET, SECTION, STATISTICS};
+
 /// How long a packet waits for earlier ones. `capture` hands packets on ten times a second.
 const HELD: Duration = Duration::from_millis(500);
 
 /// The longest block that is believed: a packet of 64 KiB with its options is less.
 const LONGEST_BLOCK: usize = 1 << 20;
-
-/// Blocks (draft-ietf-opsawg-pcapng §4).
-const SECTION: u32 = 0x0a0d_0d0a;
-const INTERFACE: u32 = 1;
-const STATISTICS: u32 = 5;
-const PACKET: u32 = 6;
-
-/// An interface's name, among its options.
-const NAME: u16 = 2;
 
 /// How `capture` calls the node where it runs, where it does not know its name.
 const UNNAMED_NODE: &[u8] = b"host/";
@@ -200,7 +193,7 @@ fn with_node(block: &[u8], node: &str) -> Result<Vec<u8>, Broken> {
             .get(at + 4..at + 4 + length)
             .ok_or(Broken("an option is cut off"))?;
         let value = match code {
-            NAME => [
+            INTERFACE_NAME => [
                 node.as_bytes(),
                 b"/",
                 value.strip_prefix(UNNAMED_NODE).unwrap_or(value),

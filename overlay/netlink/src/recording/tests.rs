@@ -31,25 +31,6 @@ fn link(index: u32, name: &str) -> Link {
     }
 }
 
-fn rule(priority: u32, action: Action) -> Rule {
-    Rule {
-        is_v6: false,
-        priority,
-        action,
-        inverted: false,
-        source: None,
-        destination: None,
-        arrives_by: None,
-        leaves_by: None,
-        mark: (0, 0),
-        users: None,
-        tos: 0,
-        of_vrf: false,
-        suppressed_bits: None,
-        more: false,
-    }
-}
-
 fn route(to: &str, device: u32, table: u32, metric: u32) -> TableRoute {
     TableRoute {
         route: Route {
@@ -77,9 +58,9 @@ fn recording() -> Recording {
         links: vec![link(1, "lo"), link(2, "eth0"), link(3, "eth1")],
         addresses: vec![Address::global(2, "10.0.0.1/24".parse().expect("a network"))],
         rules: vec![
-            rule(0, Action::LookUp(TABLE_LOCAL)),
-            rule(32766, Action::LookUp(TABLE_MAIN)),
-            rule(32767, Action::LookUp(253)),
+            Rule::new(0, Action::LookUp(TABLE_LOCAL)),
+            Rule::new(32766, Action::LookUp(TABLE_MAIN)),
+            Rule::new(32767, Action::LookUp(253)),
         ],
         routes: vec![own, route("10.0.0.0/24", 2, TABLE_MAIN, 0)],
         ..Recording::default()
@@ -155,7 +136,7 @@ fn rules_are_asked_in_their_order_and_go_on_where_a_table_has_nothing() {
     ]);
     let to_extra = |priority| Rule {
         destination: Some("10.0.0.0/8".parse().expect("a network")),
-        ..rule(priority, Action::LookUp(EXTRA))
+        ..Rule::new(priority, Action::LookUp(EXTRA))
     };
     recording.rules.insert(1, to_extra(10));
     assert_eq!(told(&recording, "10.9.0.1", None), "0.0.0.0/0 by 3");
@@ -167,7 +148,7 @@ fn rules_are_asked_in_their_order_and_go_on_where_a_table_has_nothing() {
     recording.rules[1].suppressed_bits = None;
     recording.rules[1].inverted = true;
     assert_eq!(told(&recording, "11.0.0.1", None), "0.0.0.0/0 by 3");
-    recording.rules.insert(1, rule(5, Action::GoTo(32766)));
+    recording.rules.insert(1, Rule::new(5, Action::GoTo(32766)));
     assert_eq!(told(&recording, "11.0.0.1", None), "0.0.0.0/0 by 2");
     recording.rules[1].action = Action::Prohibit;
     assert_eq!(told(&recording, "11.0.0.1", None), "EACCES");
@@ -208,7 +189,7 @@ fn what_is_not_recorded_is_not_guessed() {
         Rule {
             destination: Some("10.0.0.0/24".parse().expect("a network")),
             more: true,
-            ..rule(9, Action::Blackhole)
+            ..Rule::new(9, Action::Blackhole)
         },
     );
     let more = "what is recorded does not tell: rule 9 asks for more than is recorded of it";
