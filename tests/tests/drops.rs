@@ -186,7 +186,7 @@ mod privileged {
                 "-o ndjson is a line for each kind of drops",
             ),
             (&["--pod", "a/b", "--config", "/nowhere"], "/nowhere"),
-            (&["--for", "3"], "is no unit of time"),
+            (&["--for", "3"], "3 has no unit: 3ms, 3s or 3m is a time"),
         ];
         refuses("drops", &rows);
     }
