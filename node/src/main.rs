@@ -585,7 +585,13 @@ fn needs_root(why: &str) -> ExitCode {
 fn could_not_run_here(error: &anyhow::Error) -> ExitCode {
     match error.downcast_ref() {
         Some(WhichAgent::None { .. } | WhichAgent::NotRoot { .. }) => elsewhere(error),
-        Some(WhichAgent::Several(_) | WhichAgent::NotHere { .. } | WhichAgent::Config(_)) | None => {
+        Some(
+            WhichAgent::Several(_)
+            | WhichAgent::NotHere { .. }
+            | WhichAgent::AnotherNodes { .. }
+            | WhichAgent::Config(_),
+        )
+        | None => {
             could_not_run(with_causes(error.as_ref()))
         }
     }

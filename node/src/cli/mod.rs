@@ -332,7 +332,7 @@ pub struct AgentArgs {
     /// The agent's configuration; by default /etc/causeway/node.yaml, or that of the only node of `causeway up`
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// The node: of several agents of this machine its own is asked, and in place of `nodeName` in a file that is named
+    /// The node: of several agents of this machine its own is asked; beside --config for a file that says no nodeName
     #[arg(long, value_name = "NAME", env = "NODE_NAME")]
     node_name: Option<String>,
 }
