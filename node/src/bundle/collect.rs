@@ -12,7 +12,7 @@ use proxy::datapath::iptables;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::archive;
+use super::archive::{self, STANDARD};
 use super::redact::{redact, redact_value};
 use super::{Bundle, FORMAT, Machine, Manifest, PATH, Told, part};
 use crate::ask::{Agent, AskError, Bounds};
@@ -23,9 +23,7 @@ use crate::explain::{Vantage, WithoutAgent};
 use crate::explain_cli::{Outlook, vantage};
 use crate::findings::{self, Order, Report};
 use crate::logs::tell;
-
-/// What stands for it in place of a file.
-const STANDARD_OUTPUT: &str = "-";
+use crate::rights::{NotRoot, need_root};
 
 /// Of a log where nobody says since when.
 const LOG_BYTES: u64 = 256 << 10;
@@ -115,12 +113,12 @@ pub fn run(args: &BundleArgs) -> anyhow::Result<bool> {
     let config = args.agent.load()?;
     // What takes seconds is not done for a file that is not replaced.
     let file = args.output.as_deref();
-    if let Some(path) = file.filter(|path| *path != Path::new(STANDARD_OUTPUT)) {
+    if let Some(path) = file.filter(|path| *path != Path::new(STANDARD)) {
         archive::may_be_written(path, args.force)?;
     }
     let bundle = collect(&config, args.since)?;
     match args.output.as_deref() {
-        Some(path) if path == Path::new(STANDARD_OUTPUT) => {
+        Some(path) if path == Path::new(STANDARD) => {
             archive::write_to(&bundle, &mut io::stdout().lock())?;
             tell(summary(&bundle, path));
         }
