@@ -278,6 +278,7 @@ mod tests {
                 vantage: Vantage::default(),
                 parts: sizes.collect(),
                 missing: BTreeMap::from([(part::DOCTOR.to_owned(), "no agent answers".to_owned())]),
+                notes: Vec::new(),
             },
             parts,
         }

@@ -142,7 +142,7 @@ fn collect(config: &Config, since: Option<Duration>) -> anyhow::Result<Bundle> {
         Ok(agent) => agent.pid(),
         Err(AskError::Silent { pid, .. }) => *pid,
         Err(AskError::Stopped { pid }) => Some(*pid),
-        Err(AskError::Connect { .. } | AskError::Answer { .. }) => None,
+        Err(AskError::NotRoot(_) | AskError::Connect { .. } | AskError::Answer { .. }) => None,
     };
     let unheard = agent.as_ref().err().map(ToString::to_string);
     let told: Result<Told, AskError> = match agent {
@@ -205,6 +205,10 @@ fn bundle(collection: Collection, config: &Config, agent: Option<String>, vantag
             machine: machine(),
             vantage,
             parts: sizes.collect(),
+            notes: notes(
+                &missing,
+                need_root("the agent's socket, maps and rules are root's"),
+            ),
             missing,
         },
         parts,
@@ -449,11 +453,23 @@ fn summary(bundle: &Bundle, path: &Path) -> String {
     for (name, reason) in &manifest.missing {
         text += &format!("missing: {name}: {reason}\n");
     }
-    if !manifest.missing.is_empty() && !nix::unistd::geteuid().is_root() {
-        text +=
-            "this is not root: the agent's socket, maps and rules are root's, run it as root to have them\n";
+    for note in &manifest.notes {
+        text += &format!("{note}\n");
     }
     text
+}
+
+/// What whoever reads it should know of how it was made.
+fn notes(missing: &BTreeMap<String, String>, made_by: Result<(), NotRoot>) -> Vec<String> {
+    let denied = made_by.err().filter(|_| !missing.is_empty());
+    let parts = || missing.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+    let note = denied.map(|denied| {
+        format!(
+            "made without root, and without {}: to have all, {denied}",
+            parts()
+        )
+    });
+    note.into_iter().collect()
 }
 
 #[cfg(test)]
@@ -472,6 +488,24 @@ mod tests {
         assert_eq!(told(2), later);
         assert_eq!(told(1), log.lines().last().expect("lines").to_owned() + "\n");
         assert_eq!(told(0), "");
+    }
+
+    #[test]
+    fn what_is_missing_without_root_is_noted_with_what_would_have_it() {
+        let missing = |names: &[&str]| {
+            let names = names.iter().map(|name| ((*name).to_owned(), "denied".to_owned()));
+            names.collect::<BTreeMap<_, _>>()
+        };
+        let user = || Err(NotRoot("the rules are root's".to_owned()));
+        let both = missing(&["objects.json", "network.json"]);
+        assert_eq!(
+            notes(&both, user()),
+            [
+                "made without root, and without network.json, objects.json: to have all, must run as root: the rules are root's"
+            ]
+        );
+        assert_eq!(notes(&missing(&[]), user()), [""; 0]);
+        assert_eq!(notes(&both, Ok(())), [""; 0], "root lacks it for another reason");
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use super::here::{nodes, of_this_machine};
 use super::{Config, ConfigError, load, node_of, parse, read};
 use crate::cli::NODE_CONFIG;
+use crate::rights::{self, NotRoot};
 
 /// Why none can be meant.
 #[derive(Debug, thiserror::Error)]
@@ -45,17 +46,22 @@ pub enum WhichAgent {
         own: String,
     },
     /// They are not for this user to see.
-    #[error(
-        "there is no {NODE_CONFIG}, and {} is root's: run as root, or name a configuration by --config",
-        .nodes.display()
-    )]
-    NotRoot {
-        /// Where nodes of `causeway up` are looked for.
-        nodes: PathBuf,
-    },
+    #[error(transparent)]
+    NotRoot(NotRoot),
     /// A configuration cannot be used.
     #[error(transparent)]
-    Config(#[from] ConfigError),
+    Config(ConfigError),
+}
+
+impl From<ConfigError> for WhichAgent {
+    fn from(error: ConfigError) -> Self {
+        match error {
+            ConfigError::Read { path, source } if rights::is_denied(&source) => {
+                Self::NotRoot(NotRoot(format!("{} is root's", path.display())))
+            }
+            error => Self::Config(error),
+        }
+    }
 }
 
 fn each(configs: &[PathBuf]) -> String {
@@ -75,7 +81,10 @@ pub fn agent(named: Option<&Path>, name: Option<&str>) -> Result<Config, WhichAg
     let are_hidden = || matches!(nodes.read_dir(), Err(error) if error.kind() == ErrorKind::PermissionDenied);
     let configs = of_this_machine(&named);
     match (configs.as_slice(), name) {
-        ([], _) if are_hidden() => Err(WhichAgent::NotRoot { nodes }),
+        ([], _) if are_hidden() => Err(WhichAgent::NotRoot(NotRoot(format!(
+            "there is no {NODE_CONFIG}, and {} is root's; --config names another configuration",
+            nodes.display()
+        )))),
         ([], _) => Err(WhichAgent::None { nodes }),
         ([only], Some(name)) if !named.is_empty() => of_file(only, name),
         ([only], _) if !only.starts_with(&nodes) || !named.is_empty() => Ok(load(only, name)?),
@@ -115,7 +124,7 @@ fn of_node(configs: &[PathBuf], name: &str) -> Result<Config, WhichAgent> {
             name: name.to_owned(),
             nodes: others,
         },
-        WhichAgent::Config,
+        WhichAgent::from,
     ))
 }
 
@@ -165,7 +174,11 @@ mod tests {
         let directory = Directory::new("contradiction");
         let file = |name: &str, text: &str| {
             let path = directory.path().join(name);
-            std::fs::write(&path, format!("{{{text}proxy: {{podNetworks: [10.244.0.0/16]}}}}\n")).expect("written");
+            std::fs::write(
+                &path,
+                format!("{{{text}proxy: {{podNetworks: [10.244.0.0/16]}}}}\n"),
+            )
+            .expect("written");
             path
         };
         let for_all = file("all.yaml", "");
@@ -174,7 +187,9 @@ mod tests {
         let of_one = file("one.yaml", "nodeName: node-1, ");
         let same = agent(Some(&of_one), Some("node-1")).expect("read");
         assert_eq!(&*same.node_name.0, "node-1");
-        let error = agent(Some(&of_one), Some("node-2")).expect_err("a contradiction").to_string();
+        let error = agent(Some(&of_one), Some("node-2"))
+            .expect_err("a contradiction")
+            .to_string();
         let expected = format!(
             "node node-2 (--node-name, or NODE_NAME) and --config {} contradict each other: that is the configuration of node node-1; give one of \
              the two alone",
