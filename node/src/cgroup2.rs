@@ -32,22 +32,27 @@ pub struct Hierarchy {
 }
 
 impl Hierarchy {
-    /// As it is mounted for this process, else for process 1: `ip netns exec` mounts a `/sys` of its own, without it.
+    /// As it is mounted for this process, else for one that it was started by: `ip netns exec` mounts a `/sys` of its own,
+    /// without it.
     ///
     /// # Errors
-    /// When neither has it, or process 1 shows its files to nobody.
+    /// When none has it, or shows its files.
     pub fn seen() -> anyhow::Result<Self> {
-        Self::among(&[("", MOUNTS), ("/proc/1/root", "/proc/1/mounts")])
+        let own = (String::new(), MOUNTS.to_owned());
+        let before = std::iter::successors(parent("self"), |process| parent(&process.to_string()));
+        let before =
+            before.map(|process| (format!("/proc/{process}/root"), format!("/proc/{process}/mounts")));
+        Self::among([own].into_iter().chain(before))
     }
 
     /// By the first of these tables of mounts, each of a process with that root, that has one which can be entered.
-    fn among(tables: &[(&str, &str)]) -> anyhow::Result<Self> {
+    fn among(tables: impl IntoIterator<Item = (String, String)>) -> anyhow::Result<Self> {
         let mut why = None;
         for (root, mounts) in tables {
-            match mount_point(Path::new(mounts)) {
+            match mount_point(Path::new(&mounts)) {
                 Ok(mount_point) => {
                     let seen = Self {
-                        root: PathBuf::from(root),
+                        root: PathBuf::from(&root),
                         mount_point,
                     };
                     if seen.here(&seen.mount_point).join("cgroup.procs").exists() {
@@ -74,6 +79,13 @@ impl Hierarchy {
             false => self.root.join(path.strip_prefix("/").unwrap_or(path)),
         }
     }
+}
+
+/// Who has started a process, where that is one which can be seen.
+fn parent(process: &str) -> Option<u32> {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
+    parent.trim().parse().ok().filter(|parent| *parent > 0)
 }
 
 /// The directory of a process's cgroup (`self`: this one's); `None` where it cannot be seen, or is gone.
@@ -161,8 +173,8 @@ mod tests {
         let own = table("own", "sysfs /sys sysfs rw 0 0\n");
         let first = table("first", "cgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\n");
         let of_first = root.join("root").to_str().expect("text").to_owned();
-        let seen = Hierarchy::among(&[("", own.as_str()), (&of_first, &first)]);
-        let without = Hierarchy::among(&[("", own.as_str())]);
+        let seen = Hierarchy::among([(String::new(), own.clone()), (of_first, first)]);
+        let without = Hierarchy::among([(String::new(), own)]);
         let (found, hook) = match &seen {
             Ok(seen) => (
                 seen.mount_point().to_owned(),
