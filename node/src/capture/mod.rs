@@ -166,7 +166,7 @@ pub fn run(args: &CaptureArgs, shutdown: &CancellationToken) -> anyhow::Result<C
     let namespaces = trace::namespaces::of_this_machine();
     let names = resolver.names(&namespaces);
     let all: Vec<IpAddr> = wanted.ends.iter().chain(&wanted.others).copied().collect();
-    let places = places::places(&all, &namespaces, &names);
+    let places = places::places(&all, &namespaces, &names, &resolver.pods.homes(&namespaces));
     let what = args.what();
     ensure!(
         !places.is_empty(),

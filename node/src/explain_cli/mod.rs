@@ -125,7 +125,7 @@ impl Outlook {
         };
         let (network, namespace) = match place {
             Place::Here | Place::NotFound => (String::new(), None),
-            Place::Pinned { name, namespace } => (format!("ip netns exec {name}"), Some(namespace)),
+            Place::Pinned { name, namespace } => (trace::namespaces::entering_pin(&name), Some(namespace)),
         };
         Ok(Self {
             vantage: Vantage {
