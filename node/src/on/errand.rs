@@ -153,7 +153,7 @@ fn namespace(command: &Command) -> &str {
     match command {
         Command::Explain(args) => &args.ends.namespace,
         Command::Trace(args) => &args.ends.namespace,
-        Command::Flows(args) => &args.namespace,
+        Command::Flows(args) => args.namespace(),
         Command::Capture(args) => &args.namespace,
         _ => NAMESPACE,
     }
