@@ -463,9 +463,9 @@ fn summary(bundle: &Bundle, path: &Path) -> String {
 fn notes(missing: &BTreeMap<String, String>, made_by: Result<(), NotRoot>) -> Vec<String> {
     let denied = made_by.err().filter(|_| !missing.is_empty());
     let parts = || missing.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
-    let note = denied.map(|denied| {
+    let note = denied.map(|NotRoot(why)| {
         format!(
-            "made without root, and without {}: to have all, {denied}",
+            "made without root, and without {}: run it as root to have them ({why})",
             parts()
         )
     });
@@ -501,7 +501,7 @@ mod tests {
         assert_eq!(
             notes(&both, user()),
             [
-                "made without root, and without network.json, objects.json: to have all, must run as root: the rules are root's"
+                "made without root, and without network.json, objects.json: run it as root to have them (the rules are root's)"
             ]
         );
         assert_eq!(notes(&missing(&[]), user()), [""; 0]);
