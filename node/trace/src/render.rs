@@ -301,18 +301,6 @@ fn conclusions(story: &Story) -> Vec<String> {
             };
             let mut lines = vec![format!("{what}: it was seen last at {}", place(step))];
             lines.extend(step.cause.iter().flat_map(cause_lines));
-            if reply.is_none() && matches!(step.hop.kind, HopKind::Consumed { .. }) {
-                lines.push(
-                    "means:   its receiver has taken it: that has no way back to the sender, or says nothing"
-                        .to_owned(),
-                );
-                let sender = step.hop.header.flow.source.ip();
-                lines.push(format!(
-                    "look at: {}",
-                    step.command(&format!("ip route get {sender}"))
-                ));
-                lines.push("look at: causeway doctor".to_owned());
-            }
             lines
         }
         (Verdict::NothingSeen, _) if story.is_probe => {
