@@ -192,7 +192,7 @@ impl Trip {
         })
     }
 
-    fn about(&self) -> String {
+    pub(super) fn about(&self) -> String {
         let end = |address, port: Option<u16>| match port {
             Some(port) => SocketAddr::new(address, port).to_string(),
             None => address.to_string(),

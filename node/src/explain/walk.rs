@@ -20,6 +20,7 @@ use super::names::{Known, NameError, endpoint_text};
 use super::objects::{self, Intent, Way, by_hook, intent, target_text};
 use super::passage;
 use super::rules::{self, Others};
+use super::ruling;
 use super::trips::{Asked, Turn};
 use super::witness::{Seen, Witness};
 use super::{Conclusion, Explanation, PodHere, Question, Stage, Step};
@@ -71,6 +72,22 @@ pub fn without_agent(
 enum Knows<'a> {
     Agent(&'a Facts),
     Kernel(&'a WithoutAgent),
+}
+
+/// The fast path's part.
+struct Passing {
+    step: Step,
+    /// The node that it wraps the packet for, if any.
+    node: Option<IpAddr>,
+    /// Whether the stack gets the packet all the same.
+    is_left: bool,
+}
+
+impl Passing {
+    /// Whether the packet passes by the stack, and gets where it shall.
+    fn is_taken(&self) -> bool {
+        !self.is_left && self.step.problems.is_empty()
+    }
 }
 
 struct Walk<'a> {
@@ -453,11 +470,12 @@ impl<'a> Walk<'a> {
         let leaves_by = there.routed.leaves_by().map(|link| link.index);
         let mut steps = self.compare(target, &there);
         let comes_by = origin.device.as_ref().map(|(_, name)| name.as_str());
-        let passes = self.passage(kernel, comes_by, target)?;
-        let is_passed = passes.as_ref().is_some_and(|(step, _)| step.problems.is_empty());
+        let opener = comes_by.filter(|_| origin.client == Client::PodHere);
+        let passes = self.passage(kernel, comes_by, opener, target)?;
+        let is_passed = passes.as_ref().is_some_and(Passing::is_taken);
         if is_passed {
             passage::pass_by(&mut steps);
-            let node = passes.as_ref().and_then(|(_, node)| *node);
+            let node = passes.as_ref().and_then(|passing| passing.node);
             if let (Some(node), None) = (node, &there.underlay) {
                 // The stack's way ends before it is wrapped, that of the fast path does not.
                 let outer = kernel::wrapped(kernel, node)?;
@@ -473,10 +491,6 @@ impl<'a> Walk<'a> {
                 self.source
             ));
         }
-        add(
-            &mut self.forward,
-            passes.map(|(step, _)| step).into_iter().chain(steps),
-        );
         let turn = Turn {
             target,
             is_masqueraded,
@@ -485,6 +499,16 @@ impl<'a> Walk<'a> {
             own: &self.own,
         };
         let trips = self.asked.trips(origin, &there, &turn);
+        let passage = passes.map(|passing| passing.step);
+        let tracking = if is_passed {
+            None
+        } else {
+            self.tracking(kernel, target, trips.there.first())
+        };
+        add(
+            &mut self.forward,
+            passage.into_iter().chain(tracking).chain(steps),
+        );
         let met = self.met(&trips.there);
         add(&mut self.forward, met.into_iter());
         if matches!(there.routed.found, Found::Refused(_)) && !is_passed {
@@ -509,27 +533,29 @@ impl<'a> Walk<'a> {
             Way::Pod { device, .. } | Way::Tunnel { device, .. } => Some(device),
             _ => None,
         };
-        let passes = self.passage(kernel, comes_by.as_deref().filter(|_| is_passed), self.source)?;
-        if passes.as_ref().is_some_and(|(step, _)| step.problems.is_empty()) {
+        let comes_by = comes_by.as_deref().filter(|_| is_passed);
+        let passes = self.passage(kernel, comes_by, None, self.source)?;
+        if passes.as_ref().is_some_and(Passing::is_taken) {
             passage::pass_by(&mut steps);
         }
         add(
             &mut self.reverse,
-            passes.map(|(step, _)| step).into_iter().chain(steps),
+            passes.map(|passing| passing.step).into_iter().chain(steps),
         );
         let met = self.met(&trips.back);
         add(&mut self.reverse, met.into_iter());
         Ok(())
     }
 
-    /// The fast path's part in a packet that comes by a device, and the node that it wraps the packet for, if any. None:
-    /// it leaves it to the stack, or nobody can say what it should do.
+    /// The fast path's part in a packet that comes by a device. None: it leaves it to the stack, or nobody can say what it
+    /// should do. `opener`: the device, where a pod opens a connection by it, so that the program there can be asked.
     fn passage(
         &self,
         kernel: &mut dyn Witness,
         device: Option<&str>,
+        opener: Option<&str>,
         to: IpAddr,
-    ) -> Seen<Option<(Step, Option<IpAddr>)>> {
+    ) -> Seen<Option<Passing>> {
         let way = self.way(to);
         let out = match &way {
             Way::Pod { device, .. } | Way::Tunnel { device, .. } => device,
@@ -541,24 +567,48 @@ impl<'a> Walk<'a> {
             return Ok(None);
         };
         let found = kernel.fast_path(pin_dir, device, to);
-        let found = match &found {
-            Ok(None) => return Ok(None),
-            Ok(Some(found)) => Ok(*found),
-            Err(reason) => Err(reason.as_str()),
-        };
+        let told = opener
+            .and_then(|device| self.opening(device, to))
+            .map(|opening| kernel.ruling(pin_dir, &opening));
+        if matches!((&found, &told), (Ok(None), None | Some(Ok(None) | Err(_)))) {
+            return Ok(None);
+        }
         let link = kernel.link_named(out)?;
         let index = link.as_ref().map(|link| link.index);
         let node = match found {
-            Ok(passage::Found::Remote(_, node)) => Some(node),
+            Ok(Some(passage::Found::Remote(_, node))) => Some(node),
             _ => None,
         };
-        let mut step = passage::step(&way, to, device, found, index);
+        let mut step = match &found {
+            Ok(Some(found)) => passage::step(&way, to, device, Ok(*found), index),
+            Ok(None) => ruling::step(to),
+            Err(reason) => passage::step(&way, to, device, Err(reason), index),
+        };
+        let is_left = match (&found, told) {
+            (Ok(found), Some(told)) => ruling::compare(&mut step, device, *found, told, &way, link.as_ref()),
+            _ => false,
+        };
         // A pod's device does not run where its other end is down.
         let is_pod = matches!(way, Way::Pod { .. });
-        if link.is_some_and(|link| !link.up || (is_pod && !link.running)) {
+        if !is_left && link.is_some_and(|link| !link.up || (is_pod && !link.running)) {
             step.problems.push(format!("{out} is down, or its other end is"));
         }
-        Ok(Some((step, node)))
+        Ok(Some(Passing { step, node, is_left }))
+    }
+
+    /// A connection that a pod of this node opens; none where it is not known who that is.
+    fn opening<'o>(&self, device: &'o str, to: IpAddr) -> Option<ruling::Opening<'o>> {
+        let pod = self
+            .pods()
+            .iter()
+            .find(|pod| pod.addresses.contains(&self.source))?;
+        Some(ruling::Opening {
+            device,
+            source: self.source,
+            mac: pod.mac?,
+            to,
+            port: self.asked.port_at(to)?,
+        })
     }
 
     fn way(&self, address: IpAddr) -> Way {
@@ -570,6 +620,15 @@ impl<'a> Walk<'a> {
 
     fn compare(&self, address: IpAddr, sight: &Sight) -> Vec<Step> {
         compare::way(&self.way(address), sight, self.vantage)
+    }
+
+    /// Whether connection tracking takes what the stack forwards. Questions to the node's own DNS server are not tracked.
+    fn tracking(&self, kernel: &mut dyn Witness, to: IpAddr, trip: Option<&rules::Trip>) -> Option<Step> {
+        let context = self.facts().and_then(|facts| facts.context.as_ref());
+        let is_untracked =
+            context.is_some_and(|context| context.dns_answers && context.local_dns.contains(&to));
+        let trip = trip.filter(|_| !is_untracked)?;
+        compare::tracking(kernel.tracked()?, trip.about(), self.vantage)
     }
 
     /// What rules of others make of packets.

@@ -16,6 +16,7 @@ use ebpf::kernel_types::KernelTypes;
 use ebpf::probe::since_boot;
 use ebpf::tally::Tally;
 use jiff::{SignedDuration, Timestamp};
+use netlink::conntrack::Usage;
 use serde::Serialize;
 
 use crate::cause::{self, Cause};
@@ -197,6 +198,15 @@ impl Dropped {
         let pod = |address: Option<IpAddr>| names.pods.get(&address?).cloned();
         self.source_pod = pod(self.kind.source);
         self.destination_pod = pod(self.kind.destination);
+    }
+
+    /// Says what it means where the kernel's words mean several things: `tracked` looks how full the table of connections
+    /// of a network namespace is.
+    pub fn look_closer(&mut self, mut tracked: impl FnMut(u32) -> Option<Usage>) {
+        let Kind { reason, netns, .. } = &self.kind;
+        if let Some(cause) = cause::of_full_table(reason, || tracked(*netns)) {
+            self.cause = Some(cause);
+        }
     }
 }
 

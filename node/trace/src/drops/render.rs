@@ -218,11 +218,22 @@ fn end(address: IpAddr, port: Option<u16>, protocol: Protocol, pod: Option<&str>
 
 /// What each way of dropping means, once.
 fn causes(drops: &[Dropped]) -> BTreeMap<String, &Cause> {
-    let cause = |dropped: &Dropped| format!("{} in {}", dropped.kind.reason, dropped.kind.place);
-    let known = drops
-        .iter()
-        .filter_map(|dropped| Some((cause(dropped), dropped.cause.as_ref()?)));
-    known.collect()
+    let way = |dropped: &Dropped| (dropped.kind.reason.clone(), dropped.kind.place.clone());
+    let mut first = BTreeMap::new();
+    for dropped in drops {
+        first.entry(way(dropped)).or_insert(&dropped.cause);
+    }
+    let mut known = BTreeMap::new();
+    for dropped in drops {
+        let Some(cause) = &dropped.cause else { continue };
+        let mut what = format!("{} in {}", dropped.kind.reason, dropped.kind.place);
+        // The kernel may say the same of what is not the same in each network namespace.
+        if first.get(&way(dropped)) != Some(&&dropped.cause) {
+            what.push_str(&format!(" at {}", dropped.at));
+        }
+        known.insert(what, cause);
+    }
+    known
 }
 
 /// What was not told, a line each.
