@@ -20,10 +20,13 @@ use super::names::{Known, NameError, endpoint_text};
 use super::objects::{self, Intent, Way, by_hook, intent, target_text};
 use super::passage;
 use super::rules::{self, Others};
-use super::ruling;
 use super::trips::{Asked, Turn};
 use super::witness::{Seen, Witness};
 use super::{Conclusion, Explanation, PodHere, Question, Stage, Step};
+
+mod beside;
+
+use beside::Passing;
 
 /// Endpoints whose way is looked at.
 const WAYS: usize = 4;
@@ -72,22 +75,6 @@ pub fn without_agent(
 enum Knows<'a> {
     Agent(&'a Facts),
     Kernel(&'a WithoutAgent),
-}
-
-/// The fast path's part.
-struct Passing {
-    step: Step,
-    /// The node that it wraps the packet for, if any.
-    node: Option<IpAddr>,
-    /// Whether the stack gets the packet all the same.
-    is_left: bool,
-}
-
-impl Passing {
-    /// Whether the packet passes by the stack, and gets where it shall.
-    fn is_taken(&self) -> bool {
-        !self.is_left && self.step.problems.is_empty()
-    }
 }
 
 struct Walk<'a> {
@@ -185,7 +172,13 @@ impl<'a> Walk<'a> {
                 };
                 let translated = self.translated.as_ref().map(|text| format!("{text}; "));
                 let translated = translated.unwrap_or_default();
-                format!("{translated}nothing stands in the way, {seen_by}{differs}")
+                let is_read = |others: &Others| others.unread(self.vantage).is_empty();
+                let unread = if self.others.as_ref().is_ok_and(is_read) {
+                    ""
+                } else {
+                    "; rules of others that are not read may stop it, see the notes"
+                };
+                format!("{translated}nothing stands in the way, {seen_by}{differs}{unread}")
             }
             Conclusion::Fails => first_of(&|step| step.problems.clone()),
             Conclusion::CouldNotTell => first_of(&|step| step.unknown.clone()),
@@ -547,70 +540,6 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    /// The fast path's part in a packet that comes by a device. None: it leaves it to the stack, or nobody can say what it
-    /// should do. `opener`: the device, where a pod opens a connection by it, so that the program there can be asked.
-    fn passage(
-        &self,
-        kernel: &mut dyn Witness,
-        device: Option<&str>,
-        opener: Option<&str>,
-        to: IpAddr,
-    ) -> Seen<Option<Passing>> {
-        let way = self.way(to);
-        let out = match &way {
-            Way::Pod { device, .. } | Way::Tunnel { device, .. } => device,
-            _ => return Ok(None),
-        };
-        // What the rules translate is addressed to a Service, and stays with the stack.
-        let is_direct = matches!(self.translated_by, None | Some(LayerKind::SocketHook));
-        let (Some(device), Some(pin_dir), true) = (device, self.pin_dir(), self.is_tcp && is_direct) else {
-            return Ok(None);
-        };
-        let found = kernel.fast_path(pin_dir, device, to);
-        let told = opener
-            .and_then(|device| self.opening(device, to))
-            .map(|opening| kernel.ruling(pin_dir, &opening));
-        if matches!((&found, &told), (Ok(None), None | Some(Ok(None) | Err(_)))) {
-            return Ok(None);
-        }
-        let link = kernel.link_named(out)?;
-        let index = link.as_ref().map(|link| link.index);
-        let node = match found {
-            Ok(Some(passage::Found::Remote(_, node))) => Some(node),
-            _ => None,
-        };
-        let mut step = match &found {
-            Ok(Some(found)) => passage::step(&way, to, device, Ok(*found), index),
-            Ok(None) => ruling::step(to),
-            Err(reason) => passage::step(&way, to, device, Err(reason), index),
-        };
-        let is_left = match (&found, told) {
-            (Ok(found), Some(told)) => ruling::compare(&mut step, device, *found, told, &way, link.as_ref()),
-            _ => false,
-        };
-        // A pod's device does not run where its other end is down.
-        let is_pod = matches!(way, Way::Pod { .. });
-        if !is_left && link.is_some_and(|link| !link.up || (is_pod && !link.running)) {
-            step.problems.push(format!("{out} is down, or its other end is"));
-        }
-        Ok(Some(Passing { step, node, is_left }))
-    }
-
-    /// A connection that a pod of this node opens; none where it is not known who that is.
-    fn opening<'o>(&self, device: &'o str, to: IpAddr) -> Option<ruling::Opening<'o>> {
-        let pod = self
-            .pods()
-            .iter()
-            .find(|pod| pod.addresses.contains(&self.source))?;
-        Some(ruling::Opening {
-            device,
-            source: self.source,
-            mac: pod.mac?,
-            to,
-            port: self.asked.port_at(to)?,
-        })
-    }
-
     fn way(&self, address: IpAddr) -> Way {
         match self.facts() {
             Some(facts) => objects::way(address, &self.own, &facts.pods, facts.network.as_deref()),
@@ -620,15 +549,6 @@ impl<'a> Walk<'a> {
 
     fn compare(&self, address: IpAddr, sight: &Sight) -> Vec<Step> {
         compare::way(&self.way(address), sight, self.vantage)
-    }
-
-    /// Whether connection tracking takes what the stack forwards. Questions to the node's own DNS server are not tracked.
-    fn tracking(&self, kernel: &mut dyn Witness, to: IpAddr, trip: Option<&rules::Trip>) -> Option<Step> {
-        let context = self.facts().and_then(|facts| facts.context.as_ref());
-        let is_untracked =
-            context.is_some_and(|context| context.dns_answers && context.local_dns.contains(&to));
-        let trip = trip.filter(|_| !is_untracked)?;
-        compare::tracking(kernel.tracked()?, trip.about(), self.vantage)
     }
 
     /// What rules of others make of packets.

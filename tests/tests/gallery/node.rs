@@ -106,6 +106,36 @@ pub const ROWS: &[Row] = &[
         mends: &[Act::Run(NODE_1, "nft delete table ip cwt-fw")],
     },
     Row {
+        name: "a_rule_at_a_device_that_drops_what_comes_by_it_is_named",
+        breaks: &[
+            Act::Run(NODE_1, "nft add table netdev cwt-fw"),
+            Act::Run(
+                NODE_1,
+                "nft add chain netdev cwt-fw in { type filter hook ingress device {client-veth} priority 0 ; }",
+            ),
+            Act::Run(NODE_1, "nft add rule netdev cwt-fw in ip daddr {web-ip} drop"),
+        ],
+        asks: &[
+            Ask::Doctor(1, "foreign-rules", "chain netdev cwt-fw in", &["may drop"]),
+            Ask::Explain(
+                1,
+                "pod/client svc/web:http",
+                1,
+                &[
+                    "RULES",
+                    "rule handle 2 of chain netdev cwt-fw in, at hook ingress",
+                ],
+            ),
+            Ask::Trace(
+                At::Client,
+                "pod/client {web-ip}:8080",
+                1,
+                &["DROPPED", "node-1", "NETFILTER_DROP"],
+            ),
+        ],
+        mends: &[Act::Run(NODE_1, "nft delete table netdev cwt-fw")],
+    },
+    Row {
         name: "a_rule_of_iptables_that_drops_what_the_tunnel_sends_is_named",
         breaks: &[Act::Run(
             NODE_1,
