@@ -8,9 +8,11 @@ mod privileged {
     use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
     use std::time::Duration;
 
+    use ebpf::abi::pods::ASKED;
     use ebpf::ruling::{Asked, Attached, Ruling};
     use ebpf::{FastPath, FastPathMaps};
     use model::IpFamily;
+    use nix::sys::socket::{setsockopt, sockopt};
     use overlay::fast_path::State;
     use tests::topology::Host;
     use tests::wait;
@@ -186,11 +188,14 @@ mod privileged {
             });
             ruling.expect("entered").expect("it was run")
         };
+        let ends =
+            |family| [0, 1].map(|number: usize| *pods[number].addresses.get(family).expect("both versions"));
+        let sent = |wires: &mut [Wire; 3], ends: &[u8]| {
+            let has = |frame: &Vec<u8>| frame.windows(ends.len()).any(|window| window == ends);
+            [0, 1, 2].map(|number: usize| wires[number].seen().iter().any(has))
+        };
         for family in FAMILIES {
-            let [source, destination] = [0, 1].map(|number: usize| {
-                let pod = &pods[number];
-                *pod.addresses.get(family).expect("both versions")
-            });
+            let [source, destination] = ends(family);
             let own = maps.pod(source).expect("readable").expect("the client");
             let remote = maps.remote(destination).expect("readable");
             let remote = remote.expect("the server's node");
@@ -254,20 +259,25 @@ mod privileged {
             }
             let after = (counters(&cluster, 0), maps.connections().expect("readable"));
             assert_eq!(after, before, "{family:?}");
-            // A real one goes where the program said, and all of that is seen then.
-            let ends = [octets(source), octets(destination)].concat();
-            let sent = |wires: &mut [Wire; 3]| {
-                let frames = wires.iter_mut().map(|wire| wire.seen());
-                let has = |frame: &Vec<u8>| frame.windows(ends.len()).any(|window| window == ends);
-                let sent: Vec<bool> = frames.map(|frames| frames.iter().any(has)).collect();
-                sent
-            };
-            assert_eq!(sent(&mut wires), [false, false, false], "{family:?}");
-            drop(connect(&pods[0], destination));
-            assert_eq!(sent(&mut wires), [true, true, true], "{family:?}");
-            let now = (counters(&cluster, 0), maps.connections().expect("readable"));
-            assert!(now.0["wrapped"] > after.0["wrapped"], "{now:?}");
-            assert_eq!(now.1.len(), after.1.len() + 1, "{now:?}");
+            let both = [octets(source), octets(destination)].concat();
+            assert_eq!(sent(&mut wires, &both), [false, false, false], "{family:?}");
+        }
+        // Real ones go where the program said, and all of that is seen then.
+        for family in FAMILIES {
+            let [source, destination] = ends(family);
+            // What is full takes no more.
+            wires.iter_mut().for_each(|wire| drop(wire.seen()));
+            let before = (counters(&cluster, 0), maps.connections().expect("readable"));
+            let mut stream = connect(&pods[0], destination);
+            let both = [octets(source), octets(destination)].concat();
+            assert_eq!(sent(&mut wires, &both), [true, true, true], "{family:?}");
+            let after = (counters(&cluster, 0), maps.connections().expect("readable"));
+            assert!(after.0["wrapped"] > before.0["wrapped"], "{after:?}");
+            assert_eq!(after.1.difference(&before.1).count(), 1, "{after:?}");
+            // A mark that a pod gives to what it sends is gone where the program looks: nobody else can ask.
+            setsockopt(&stream, sockopt::Mark, &ASKED).expect("marked");
+            exchange(&mut stream);
+            assert!(counters(&cluster, 0)["wrapped"] > after.0["wrapped"] + 20);
         }
     }
 
