@@ -8,6 +8,7 @@ use aya::Pod as Plain;
 use aya::maps::{Array, Map, MapData};
 use ebpf::abi::pods::Tunnel;
 use ebpf::abi::service::{Endpoint, Frontend, FrontendKey, SlotKey};
+use netlink::{Kernel as _, Netlink};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tests::cluster::program;
@@ -296,6 +297,10 @@ fn names_what_others_put_in_the_way(world: &Network, near: &Pod, far: &Pod) {
 fn hears_the_attached_program(world: &Network) {
     let wraps = "172.30.8.11 -> 172.30.8.12:8472/UDP";
     check(world, &WAY, 0, wraps);
+    let beside = world.pod(0, "beside");
+    let sends = format!("test run: sends it to {} by device ", mac_of(&beside));
+    check(world, &["pod/near", "pod/beside:7000"], 0, &sends);
+    drop(beside);
     let layout = format!("pods/v{}", ebpf::abi::pods::LAYOUT);
     let pin = world.pins(0).join(layout).join("TUNNELS");
     let map = Map::Array(MapData::from_pin(pin).expect("pinned"));
@@ -318,6 +323,16 @@ fn hears_the_attached_program(world: &Network) {
         assert!(output.contains(part), "{part}: {output}");
     }
     check(world, &WAY, 0, wraps);
+}
+
+fn mac_of(pod: &Pod) -> String {
+    let read = pod.host.run(|| {
+        let mut kernel = Netlink::open()?;
+        kernel.link_named("eth0")
+    });
+    let link = read.expect("entered").expect("readable").expect("its device");
+    let octets = link.mac.expect("six bytes").map(|octet| format!("{octet:02x}"));
+    octets.join(":")
 }
 
 /// The node's end of a pod's device.
