@@ -7,7 +7,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use trace::cause;
+use trace::cause::{self, Scene};
 use trace::hop::Header;
 use trace::namespaces::Found;
 use trace::{Filter, Hop, HopKind, Names, Session};
@@ -81,9 +81,10 @@ impl Drops {
         let mut why = format!("DROPPED at {at} {}", hop.device).trim_end().to_owned();
         if let HopKind::Dropped { reason, place } = &hop.kind {
             why.push_str(&format!(": {reason} in {place}"));
+            let scene = Scene::of(hop, &at, None);
             let tracked = || trace::namespaces::tracked(&self.namespaces, hop.netns);
-            let full = cause::of_full_table(reason, tracked).filter(|_| hop.connection.is_none());
-            if let Some(cause) = full.or_else(|| cause::of(reason, place)) {
+            let full = cause::of_full_table(reason, &scene, tracked).filter(|_| hop.connection.is_none());
+            if let Some(cause) = full.or_else(|| cause::of(reason, place, &scene)) {
                 why.push_str(&format!(" ({})", cause.means));
             }
         }

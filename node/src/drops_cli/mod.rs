@@ -96,8 +96,7 @@ fn name(known: &mut Known, dropped: &mut [Dropped]) {
             .or_insert_with(|| trace::namespaces::tracked(namespaces, netns))
     };
     for dropped in dropped {
-        dropped.name(&names);
-        dropped.look_closer(&mut tracked);
+        dropped.name(&names, &mut tracked);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::cause::{self, Cause};
+use crate::cause::{self, Cause, Scene};
 use crate::hop::{Flow, Hop, HopKind, Protocol};
 use crate::story::{Packet, Step, Story, Verdict};
 
@@ -306,7 +306,12 @@ fn conclusions(story: &Story) -> Vec<String> {
                     "means:   its receiver has taken it: that has no way back to the sender, or says nothing"
                         .to_owned(),
                 );
-                lines.push("look at: ip route get SENDER, where the receiver is; causeway doctor".to_owned());
+                let sender = step.hop.header.flow.source.ip();
+                lines.push(format!(
+                    "look at: {}",
+                    step.command(&format!("ip route get {sender}"))
+                ));
+                lines.push("look at: causeway doctor".to_owned());
             }
             lines
         }
@@ -360,8 +365,17 @@ fn refused_lines(story: &Story) -> Vec<String> {
         header.flow.protocol,
         header.what
     )];
-    let said = cause::of_refusal(header.flow.protocol, &header.what);
-    let said = said.map(|cause| cause.about(&refusal.hop));
+    let refuser = header.flow.source.ip().to_string();
+    let scene = match refusal.hop.kind {
+        // It was seen where it was made.
+        HopKind::Sent => refusal.scene(),
+        _ => Scene {
+            at: &refuser,
+            entering: None,
+            ..refusal.scene()
+        },
+    };
+    let said = cause::of_refusal(header.flow.protocol, &header.what, &scene);
     match story.drop() {
         // The answer says more than the place in the kernel does.
         Some(dropped) if is_without_reason(dropped) && header.flow.protocol != Protocol::TCP => {
@@ -390,20 +404,19 @@ fn left_lines(step: &Step) -> Vec<String> {
             let other = wrapping.flow.destination.ip();
             lines.push(format!("look at: the same trace on the machine that has {other}"));
         }
-        (None, None) => lines.push(format!(
-            "look at: ip route get {} at {}, and what is behind that device",
-            step.hop.header.flow.destination.ip(),
-            step.at
-        )),
+        (None, None) => {
+            let route = format!("ip route get {}", step.hop.header.flow.destination.ip());
+            lines.push(format!("look at: {}", step.command(&route)));
+            lines.push("look at: what is behind that device".to_owned());
+        }
     }
     lines
 }
 
-fn cause_lines(cause: &Cause) -> [String; 2] {
-    [
-        format!("means:   {}", cause.means),
-        format!("look at: {}", cause.look),
-    ]
+fn cause_lines(cause: &Cause) -> Vec<String> {
+    let means = format!("means:   {}", cause.means);
+    let look = cause.look.iter().map(|look| format!("look at: {look}"));
+    [means].into_iter().chain(look).collect()
 }
 
 /// The namespace, and the device where there is one.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::cause::{self, Cause};
+use crate::cause::{self, Cause, Scene};
 use crate::hop::{Flow, Hop, HopKind, Protocol};
 use crate::places::{self, Names};
 use crate::service::{Choice, Service};
@@ -76,6 +76,9 @@ pub struct Step {
     pub after_ns: u64,
     /// What the network namespace is called.
     pub at: String,
+    /// What runs a command there, as [`Names::entering`] has it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub entering: Option<String>,
     /// What was seen.
     #[serde(flatten)]
     pub hop: Hop,
@@ -281,6 +284,20 @@ impl Story {
     }
 }
 
+impl Step {
+    /// A command that tells of the network namespace, as it runs from here.
+    #[must_use]
+    pub fn command(&self, command: &str) -> String {
+        places::command_at(command, self.entering.as_deref(), &self.at)
+    }
+
+    /// What causes are told of.
+    #[must_use]
+    pub fn scene(&self) -> Scene<'_> {
+        Scene::of(&self.hop, &self.at, self.entering.as_deref())
+    }
+}
+
 impl Packet {
     fn new(hops: &[Hop], request: &Hop, start: u64, names: &Names) -> Self {
         // A copy that somebody let go of, since the packet went on as another one, is none of its ends.
@@ -291,11 +308,16 @@ impl Packet {
         let steps = kept.map(|(_, hop)| Step {
             after_ns: hop.at_ns.saturating_sub(start),
             at: names.of_netns(hop.netns),
-            cause: match &hop.kind {
-                HopKind::Dropped { reason, place } => cause::of(reason, place).map(|cause| cause.about(hop)),
+            entering: names.entering.get(&hop.netns).cloned(),
+            cause: None,
+            hop: hop.clone(),
+        });
+        let steps = steps.map(|step| Step {
+            cause: match &step.hop.kind {
+                HopKind::Dropped { reason, place } => cause::of(reason, place, &step.scene()),
                 _ => None,
             },
-            hop: hop.clone(),
+            ..step
         });
         Self {
             is_reply: is_reply(hops, request),

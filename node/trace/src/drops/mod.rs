@@ -19,7 +19,7 @@ use jiff::{SignedDuration, Timestamp};
 use netlink::conntrack::Usage;
 use serde::Serialize;
 
-use crate::cause::{self, Cause};
+use crate::cause::{self, Cause, Scene};
 use crate::hop::Protocol;
 use crate::ledger;
 use crate::places::{self, Names, Places};
@@ -192,21 +192,31 @@ impl Session {
 }
 
 impl Dropped {
-    /// Says whose it is.
-    pub fn name(&mut self, names: &Names) {
-        self.at = names.of_netns(self.kind.netns);
+    /// Says whose it is, and what it means that it was dropped there. `tracked` looks how full the table of connections of a
+    /// network namespace is, where that matters.
+    pub fn name(&mut self, names: &Names, tracked: impl FnOnce(u32) -> Option<Usage>) {
+        let Kind {
+            netns,
+            reason,
+            place,
+            device,
+            source,
+            destination,
+            ..
+        } = &self.kind;
+        self.at = names.of_netns(*netns);
+        let scene = Scene {
+            device,
+            sender: *source,
+            receiver: *destination,
+            at: &self.at,
+            entering: names.entering.get(netns).map(String::as_str),
+        };
+        let full = cause::of_full_table(reason, &scene, || tracked(*netns));
+        self.cause = full.or_else(|| cause::of(reason, place, &scene));
         let pod = |address: Option<IpAddr>| names.pods.get(&address?).cloned();
         self.source_pod = pod(self.kind.source);
         self.destination_pod = pod(self.kind.destination);
-    }
-
-    /// Says what it means where the kernel's words mean several things: `tracked` looks how full the table of connections
-    /// of a network namespace is.
-    pub fn look_closer(&mut self, mut tracked: impl FnMut(u32) -> Option<Usage>) {
-        let Kind { reason, netns, .. } = &self.kind;
-        if let Some(cause) = cause::of_full_table(reason, || tracked(*netns)) {
-            self.cause = Some(cause);
-        }
     }
 }
 
@@ -262,7 +272,7 @@ fn dropped(key: &DropKey, count: &DropCount, clock: Clock, places: &mut Places) 
         at: String::new(),
         source_pod: None,
         destination_pod: None,
-        cause: cause::of(&kind.reason, &kind.place),
+        cause: None,
         ordinary: is_ordinary(&kind),
         kind,
     }

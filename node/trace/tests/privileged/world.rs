@@ -87,6 +87,7 @@ impl World {
         };
         Names {
             pods: BTreeMap::new(),
+            entering: BTreeMap::new(),
             netns: BTreeMap::from([
                 of(&self.p1, "p1"),
                 of(&self.n1, "n1"),
