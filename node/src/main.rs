@@ -254,7 +254,7 @@ fn follow_packet(args: &TraceArgs) -> ExitCode {
     if !nix::unistd::geteuid().is_root() {
         return needs_root("packets are followed by programs in the kernel");
     }
-    match trace_cli::follow(args) {
+    match trace_cli::follow(args, show) {
         Ok(followed) => {
             show(&followed.render(args.output));
             found(followed.finding())

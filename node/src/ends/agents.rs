@@ -130,6 +130,11 @@ impl Agents {
             .as_deref()
     }
 
+    /// The network namespaces that they stand in.
+    pub fn namespaces(&self) -> BTreeSet<u32> {
+        self.0.iter().filter_map(Agent::netns).collect()
+    }
+
     /// Whether an agent stands in a network namespace.
     pub fn is_in(&self, netns: u32) -> bool {
         self.0.iter().any(|agent| agent.netns() == Some(netns))
