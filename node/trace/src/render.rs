@@ -275,6 +275,11 @@ fn summary(packet: &Packet, story: &Story) -> String {
     };
     let direction = if packet.is_reply { "reply" } else { "request" };
     let header = &first.hop.header;
+    // Whose time it is.
+    let node = match is_of_several(story) {
+        true => format!("{}  ", first.hop.node),
+        false => String::new(),
+    };
     let end = match &last.hop.kind {
         HopKind::Dropped {
             reason,
@@ -286,7 +291,7 @@ fn summary(packet: &Packet, story: &Story) -> String {
         HopKind::Sent | HopKind::Received => format!("last seen at {}", place(last, story)),
     };
     format!(
-        "{:>14}  {direction:<7}  {}{}, {} bytes: {}, {end}",
+        "{:>14}  {node}{direction:<7}  {}{}, {} bytes: {}, {end}",
         format!("+{}", micros(first.after_ns)),
         header.flow.protocol,
         named(&header.what),
