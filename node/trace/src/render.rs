@@ -477,7 +477,7 @@ fn left_lines(step: &Step, story: &Story) -> Vec<String> {
 }
 
 fn left_line(step: &Step, story: &Story) -> String {
-    let place = place(step, story);
+    let place = place_on(step);
     let what = match story.verdict {
         Verdict::Lost { is_reply: true } => "REPLY LOST",
         _ => "LOST",
@@ -489,7 +489,7 @@ fn left_line(step: &Step, story: &Story) -> String {
             to: Some(to),
         }) => {
             format!(
-                "{what} BETWEEN {from} and {to}: it left by {place} to {towards}, and {to} saw nothing of it"
+                "{what} BETWEEN {from} and {to}: it left {from} by {place} to {towards}, and {to} saw nothing of it"
             )
         }
         Some(Gone { from, towards, .. }) => {
@@ -510,10 +510,18 @@ fn cause_lines(cause: &Cause) -> [String; 2] {
 
 /// The node where there are several, the namespace, and the device where there is one.
 fn place(step: &Step, story: &Story) -> String {
-    let node = is_of_several(story).then_some(step.hop.node.as_str());
-    let parts = node.into_iter().chain([step.at.as_str(), &step.hop.device]);
-    let parts = parts.filter(|part| !part.is_empty());
-    parts.collect::<Vec<_>>().join(" ")
+    match is_of_several(story) {
+        true => format!("{} {}", step.hop.node, place_on(step)),
+        false => place_on(step),
+    }
+}
+
+/// The same on its node.
+fn place_on(step: &Step) -> String {
+    [step.at.as_str(), &step.hop.device]
+        .join(" ")
+        .trim_end()
+        .to_owned()
 }
 
 /// Nanoseconds as microseconds.

@@ -275,7 +275,7 @@ fn what_left_one_machine_for_another_that_saw_nothing_is_lost_between_them() {
     let text = render::text(&story);
     for line in [
         "verdict: REPLY LOST BETWEEN node-2 and node-1\n",
-        "\nREPLY LOST BETWEEN node-2 and node-1: it left by node-2 host eth0 to 172.30.0.11, and node-1 saw nothing of it\n",
+        "\nREPLY LOST BETWEEN node-2 and node-1: it left node-2 by host eth0 to 172.30.0.11, and node-1 saw nothing of it\n",
     ] {
         assert!(text.contains(line), "{text}");
     }
@@ -357,6 +357,23 @@ fn what_nobody_would_have_seen_has_left_and_is_not_lost() {
             assert!(text.contains(&line), "row {number}: {text}");
         }
     }
+}
+
+#[test]
+fn where_the_machine_that_it_left_knows_why_it_does_not_come_that_is_told() {
+    let mut parts = two(request_1(), Vec::new());
+    let cause = Cause {
+        means: "NEIGHBOUR unresolved".to_owned(),
+        look: "there".to_owned(),
+    };
+    let own = parts[0].story.as_mut().expect("a story");
+    own.explain_end(|_, _| Some(cause.clone()));
+    let story = joined(&parts);
+    assert_eq!(story.verdict, Verdict::Left);
+    let text = render::text(&story);
+    let told = "\nLEFT node-1 by host eth0 to 172.30.0.12: no node that was asked received the packet from there\n\
+                means:   NEIGHBOUR unresolved\nlook at: there\n";
+    assert!(text.ends_with(told), "{text}");
 }
 
 #[test]

@@ -74,7 +74,7 @@ impl World<'_> {
         let told = text(&output.stdout);
         for line in [
             "  verdict: LOST BETWEEN node-1 and node-2\n",
-            "\nLOST BETWEEN node-1 and node-2: it left by node-1 host eth0 to 172.30.0.12, and node-2 saw nothing of it\n",
+            "\nLOST BETWEEN node-1 and node-2: it left node-1 by host eth0 to 172.30.0.12, and node-2 saw nothing of it\n",
         ] {
             ensure!(
                 told.contains(line) && output.status.code() == Some(1),

@@ -45,15 +45,9 @@ impl Story {
             Some(name) => (*name).to_owned(),
             None => "-".to_owned(),
         };
-        let gaps = |present: &Present<'_>| {
-            present
-                .part
-                .story
-                .as_ref()
-                .map(|story| story.gaps)
-                .unwrap_or_default()
-        };
-        let all = present.iter().map(gaps).fold(Gaps::default(), |all, gaps| Gaps {
+        let stories = present.iter().filter_map(|present| present.part.story.as_ref());
+        let gaps = stories.map(|story| story.gaps);
+        let all = gaps.fold(Gaps::default(), |all, gaps| Gaps {
             lost_events: all.lost_events + gaps.lost_events,
             missed_events: all.missed_events + gaps.missed_events,
         });
@@ -99,7 +93,7 @@ impl Story {
     }
 
     /// Where the packet went that the verdict is about, if it left a machine and no other had it: lost it is only where
-    /// the machine that it was sent to would have seen it.
+    /// the machine that it was sent to would have seen it, and the one that it left knows no reason why it does not come.
     fn say_where_it_went(&mut self, present: &[Present<'_>]) {
         let has_reply = self.packets.iter().any(|packet| packet.is_reply);
         let is_reply = match self.verdict {
@@ -116,7 +110,8 @@ impl Story {
         let mut others = present.iter().filter(|other| other.part.node != hop.node);
         let to = others.find(|other| {
             let mut whole = self.nodes.iter().filter(|witness| is_whole(witness));
-            other.attached.addresses.contains(&towards)
+            step.cause.is_none()
+                && other.attached.addresses.contains(&towards)
                 && would_see(&other.attached.filter, hop)
                 && whole.any(|witness| witness.node == other.part.node)
         });
