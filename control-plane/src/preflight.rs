@@ -54,7 +54,7 @@ impl Programs {
 pub fn require_root() -> anyhow::Result<()> {
     ensure!(
         nix::unistd::geteuid().is_root(),
-        "a cluster needs root (namespaces, mounts, BPF): run this with sudo"
+        "must run as root: a cluster is made of namespaces, mounts and BPF programs"
     );
     Ok(())
 }

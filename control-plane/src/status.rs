@@ -107,7 +107,7 @@ pub fn status(args: &StatusArgs) -> anyhow::Result<ExitCode> {
     // To others everything would seem to be down.
     ensure!(
         nix::unistd::geteuid().is_root(),
-        "what runs of the cluster in {} is root's to see: run this with sudo",
+        "must run as root: what runs of the cluster in {} is root's to see",
         state.root().display()
     );
     let Some(settings) = Settings::load(&state.settings())? else {

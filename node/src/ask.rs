@@ -13,6 +13,8 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 use tokio::time::{sleep, timeout};
 
+use crate::rights::{self, NotRoot};
+
 /// The name of the agent's socket in its state directory.
 pub const SOCKET: &str = "agent.sock";
 
@@ -49,10 +51,11 @@ const USUAL: Bounds = Bounds {
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum AskError {
-    /// Nobody listens, or not for us.
-    #[error(
-        "ask the agent at {path}: {source} (does `causeway node` run with this configuration? The socket is root's)"
-    )]
+    /// It is not for us.
+    #[error(transparent)]
+    NotRoot(NotRoot),
+    /// Nobody listens.
+    #[error("ask the agent at {path}: {source} (does `causeway node` run with this configuration?)")]
     Connect {
         /// The agent's socket.
         path: PathBuf,
@@ -120,9 +123,15 @@ impl Agent {
     pub async fn connect(state_dir: &Path) -> Result<Self, AskError> {
         let path = state_dir.join(SOCKET);
         let stream = UnixStream::connect(&path).await;
-        let stream = stream.map_err(|source| AskError::Connect {
-            path: path.clone(),
-            source,
+        let stream = stream.map_err(|source| match rights::is_denied(&source) {
+            true => AskError::NotRoot(NotRoot(format!(
+                "the socket of the agent, {}, is root's",
+                path.display()
+            ))),
+            false => AskError::Connect {
+                path: path.clone(),
+                source,
+            },
         })?;
         let peer = stream.peer_cred().ok();
         let pid = peer.and_then(|peer| peer.pid()).filter(|pid| *pid > 0);

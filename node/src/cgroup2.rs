@@ -23,6 +23,71 @@ pub fn mount_point(mounts: &Path) -> anyhow::Result<PathBuf> {
     found.context("no cgroup v2 hierarchy is mounted")
 }
 
+/// The hierarchy as this process gets to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hierarchy {
+    /// What stands before its paths: the root of a process that has it mounted; empty for this one.
+    root: PathBuf,
+    mount_point: PathBuf,
+}
+
+impl Hierarchy {
+    /// As it is mounted for this process, else for one that it was started by: `ip netns exec` mounts a `/sys` of its own,
+    /// without it.
+    ///
+    /// # Errors
+    /// When none has it, or shows its files.
+    pub fn seen() -> anyhow::Result<Self> {
+        let own = (String::new(), MOUNTS.to_owned());
+        let before = std::iter::successors(parent("self"), |process| parent(&process.to_string()));
+        let before =
+            before.map(|process| (format!("/proc/{process}/root"), format!("/proc/{process}/mounts")));
+        Self::among([own].into_iter().chain(before))
+    }
+
+    /// By the first of these tables of mounts, each of a process with that root, that has one which can be entered.
+    fn among(tables: impl IntoIterator<Item = (String, String)>) -> anyhow::Result<Self> {
+        let mut why = None;
+        for (root, mounts) in tables {
+            match mount_point(Path::new(&mounts)) {
+                Ok(mount_point) => {
+                    let seen = Self {
+                        root: PathBuf::from(&root),
+                        mount_point,
+                    };
+                    if seen.here(&seen.mount_point).join("cgroup.procs").exists() {
+                        return Ok(seen);
+                    }
+                }
+                Err(error) => why = why.or(Some(error)),
+            }
+        }
+        Err(why.unwrap_or_else(|| anyhow::anyhow!("no cgroup v2 hierarchy can be seen")))
+    }
+
+    /// Where it is, by the name that it has where it is mounted.
+    #[must_use]
+    pub fn mount_point(&self) -> &Path {
+        &self.mount_point
+    }
+
+    /// A path by its name there, as this process gets to it.
+    #[must_use]
+    pub fn here(&self, path: &Path) -> PathBuf {
+        match self.root.as_os_str().is_empty() {
+            true => path.to_owned(),
+            false => self.root.join(path.strip_prefix("/").unwrap_or(path)),
+        }
+    }
+}
+
+/// Who has started a process, where that is one which can be seen.
+fn parent(process: &str) -> Option<u32> {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
+    parent.trim().parse().ok().filter(|parent| *parent > 0)
+}
+
 /// The directory of a process's cgroup (`self`: this one's); `None` where it cannot be seen, or is gone.
 #[must_use]
 pub fn of_process(mount_point: &Path, process: &str) -> Option<PathBuf> {
@@ -92,6 +157,39 @@ fn join(cgroup: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn where_the_own_mounts_lack_the_hierarchy_it_is_seen_by_anothers_root() {
+        let root = std::env::temp_dir().join(format!("cwt-hierarchy-{}", std::process::id()));
+        let there = root.join("root/sys/fs/cgroup/unified");
+        fs::create_dir_all(&there).expect("made");
+        fs::write(there.join("cgroup.procs"), "").expect("written");
+        let table = |name: &str, text: &str| {
+            let path = root.join(name);
+            fs::write(&path, text).expect("written");
+            path.to_str().expect("text").to_owned()
+        };
+        // As `ip netns exec` leaves it.
+        let own = table("own", "sysfs /sys sysfs rw 0 0\n");
+        let first = table("first", "cgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\n");
+        let of_first = root.join("root").to_str().expect("text").to_owned();
+        let seen = Hierarchy::among([(String::new(), own.clone()), (of_first, first)]);
+        let without = Hierarchy::among([(String::new(), own)]);
+        let (found, hook) = match &seen {
+            Ok(seen) => (
+                seen.mount_point().to_owned(),
+                seen.here(Path::new("/sys/fs/cgroup/unified/node")),
+            ),
+            Err(error) => panic!("{error}"),
+        };
+        fs::remove_dir_all(&root).expect("there");
+        assert_eq!(found, Path::new("/sys/fs/cgroup/unified"));
+        assert_eq!(hook, there.join("node"));
+        assert_eq!(
+            without.map(|_| ()).expect_err("none").to_string(),
+            "no cgroup v2 hierarchy is mounted"
+        );
+    }
 
     #[test]
     fn nobody_enters_a_cgroup_that_is_frozen_or_will_be() {

@@ -55,6 +55,7 @@ mod metrics;
 mod migrate;
 mod names;
 mod on;
+mod rights;
 mod telemetry;
 mod trace_cli;
 mod watch;
@@ -77,6 +78,7 @@ use tokio_util::sync::CancellationToken;
 
 use agent::cleanup::{Beside, CleanupError, clean, clean_kube_proxy, clean_once_alone};
 use agent::config_file::{ConfigFile, Loaded};
+use ask::AskError;
 use cli::{
     BundleArgs, BundleCommand, CaptureArgs, CleanupArgs, Cli, Command, ConfigArgs, ConfigCommand,
     ConnectivityArgs, DnsArgs, DnsCheckArgs, DnsCommand, DnsQueryArgs, DoctorArgs, DropsArgs, ExplainArgs,
@@ -150,8 +152,8 @@ fn run(command: Command) -> ExitCode {
 }
 
 fn run_agent(args: &NodeArgs) -> ExitCode {
-    if !nix::unistd::geteuid().is_root() {
-        return could_not_run("must run as root: the agent programs the kernel's network");
+    if let Err(error) = rights::need_root("the agent programs the kernel's network") {
+        return could_not_run(error);
     }
     let file = ConfigFile {
         path: args.config.config.clone(),
@@ -245,14 +247,14 @@ fn examine(args: &DoctorArgs) -> ExitCode {
             show(&doctor::render(&report, args.output));
             ExitCode::from(if doctor::is_wrong(&report) { WRONG } else { 0 })
         }
-        Ok(Err(error)) => could_not_run(error),
+        Ok(Err(error)) => could_not_run_here(&error.into()),
         Err(error) => could_not_run(with_causes(error.as_ref())),
     }
 }
 
 fn follow_packet(args: &TraceArgs) -> ExitCode {
-    if !nix::unistd::geteuid().is_root() {
-        return needs_root("packets are followed by programs in the kernel");
+    if let Err(error) = rights::need_root("packets are followed by programs in the kernel") {
+        return elsewhere(&error.into());
     }
     match trace_cli::follow(args, show) {
         Ok(followed) => {
@@ -265,8 +267,8 @@ fn follow_packet(args: &TraceArgs) -> ExitCode {
 }
 
 fn count_drops(args: &DropsArgs) -> ExitCode {
-    if !nix::unistd::geteuid().is_root() {
-        return needs_root("drops are counted by a program in the kernel");
+    if let Err(error) = rights::need_root("drops are counted by a program in the kernel") {
+        return elsewhere(&error.into());
     }
     match until_told(|shutdown| drops_cli::watch(args, shutdown, show)) {
         Ok(finding) => found(finding),
@@ -275,8 +277,8 @@ fn count_drops(args: &DropsArgs) -> ExitCode {
 }
 
 fn count_flows(args: &FlowsArgs) -> ExitCode {
-    if !nix::unistd::geteuid().is_root() {
-        return needs_root("flows are counted by programs in the kernel");
+    if let Err(error) = rights::need_root("flows are counted by programs in the kernel") {
+        return elsewhere(&error.into());
     }
     match until_told(|shutdown| flows_cli::watch(args, shutdown, show)) {
         Ok(finding) => found(finding),
@@ -328,7 +330,7 @@ fn show_answer<T>(
 fn write_bundle(args: &BundleArgs) -> ExitCode {
     match bundle::collect::run(args) {
         Ok(is_whole) => ExitCode::from(if is_whole { 0 } else { WRONG }),
-        Err(error) => could_not_run(with_causes(error.as_ref())),
+        Err(error) => could_not_run_here(&error),
     }
 }
 
@@ -372,8 +374,8 @@ fn replay(args: &ReplayArgs) -> ExitCode {
 }
 
 fn capture_packets(args: &CaptureArgs) -> ExitCode {
-    if !nix::unistd::geteuid().is_root() {
-        return needs_root("packets are read at the kernel's devices");
+    if let Err(error) = rights::need_root("packets are read at the kernel's devices") {
+        return elsewhere(&error.into());
     }
     // Sockets are read without async; signals are not.
     let captured = until_told(async |shutdown| tokio::task::block_in_place(|| capture::run(args, &shutdown)));
@@ -442,8 +444,8 @@ fn check_migration(args: &MigrateCheckArgs) -> ExitCode {
 }
 
 fn clean_up(args: &CleanupArgs) -> ExitCode {
-    if !nix::unistd::geteuid().is_root() {
-        return could_not_run("must run as root: what the agent programmed is the kernel's");
+    if let Err(error) = rights::need_root("what the agent programmed is the kernel's") {
+        return could_not_run(error);
     }
     let config = match config::load(&args.config.config, args.config.node_name.as_deref()) {
         Ok(config) => config,
@@ -577,17 +579,20 @@ fn put(bytes: &[u8]) -> bool {
     }
 }
 
-fn needs_root(why: &str) -> ExitCode {
-    elsewhere(&anyhow::anyhow!("must run as root: {why}"))
-}
-
-/// Where that is because this machine has no agent, there may be nodes that have one.
+/// Where that is because this machine has no agent, or none for this user, there may be nodes that have one.
 fn could_not_run_here(error: &anyhow::Error) -> ExitCode {
+    if let Some(AskError::NotRoot(_)) = error.downcast_ref() {
+        return elsewhere(error);
+    }
     match error.downcast_ref() {
-        Some(WhichAgent::None { .. } | WhichAgent::NotRoot { .. }) => elsewhere(error),
-        Some(WhichAgent::Several(_) | WhichAgent::NotHere { .. } | WhichAgent::Config(_)) | None => {
-            could_not_run(with_causes(error.as_ref()))
-        }
+        Some(WhichAgent::None { .. } | WhichAgent::NotRoot(_)) => elsewhere(error),
+        Some(
+            WhichAgent::Several(_)
+            | WhichAgent::NotHere { .. }
+            | WhichAgent::AnotherNodes { .. }
+            | WhichAgent::Config(_),
+        )
+        | None => could_not_run(with_causes(error.as_ref())),
     }
 }
 

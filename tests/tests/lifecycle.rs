@@ -334,7 +334,7 @@ fn only_root() -> anyhow::Result<()> {
     fs::remove_dir_all(&dir)?;
     let said = everything(&output);
     ensure!(
-        output.status.code() == Some(2) && said.contains("needs root"),
+        output.status.code() == Some(2) && said.contains("must run as root"),
         "{said}"
     );
     Ok(())

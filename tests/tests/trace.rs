@@ -6,6 +6,7 @@ mod privileged {
     use std::collections::BTreeSet;
     use std::io::{Read, Write};
     use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+    use std::process::Command;
     use std::sync::mpsc::channel;
     use std::thread::JoinHandle;
     use std::time::Duration;
@@ -357,8 +358,18 @@ mod privileged {
         let place = format!("{} out", world.node.name());
         let verdict = format!("verdict: LEFT THIS MACHINE by {place}, no reply seen");
         assert!(output.stdout.contains(&verdict), "{output:?}");
-        let last = output.stdout.lines().last().unwrap_or_default();
-        assert!(last.starts_with("look at: ip route get 10.214.5.9"), "{output:?}");
+        // The command runs as it stands.
+        let looks = output
+            .stdout
+            .lines()
+            .filter_map(|line| line.strip_prefix("look at: "));
+        let looks: Vec<&str> = looks.collect();
+        let node = world.node.name();
+        let command = format!("ip netns exec {node} ip route get 10.214.5.9");
+        assert_eq!(looks, [&*command, "what is behind that device"], "{output:?}");
+        let run = Command::new("sh").args(["-c", &command]).output();
+        let shown = String::from_utf8_lossy(&run.expect("run").stdout).into_owned();
+        assert!(shown.contains("dev out"), "{shown}");
     }
 
     #[test]

@@ -17,6 +17,8 @@ use super::{Bundle, FORMAT, Manifest, part};
 const MODE: u32 = 0o600;
 /// The folder that the parts lie in.
 const FOLDER: &str = "causeway-bundle";
+/// What stands for standard output, or input, in place of a file.
+pub const STANDARD: &str = "-";
 /// More is not read: a small file can be made to unpack into anything.
 const MOST_BYTES: u64 = 2 << 30;
 
@@ -151,10 +153,10 @@ pub fn write_to(bundle: &Bundle, output: &mut dyn Write) -> io::Result<()> {
     archive.into_inner()?.finish()?.flush()
 }
 
-/// Reads a bundle.
+/// Reads a bundle, from a file or [`STANDARD`].
 ///
 /// # Errors
-/// When the file cannot be read, is no bundle, is cut off, or of a format that is not known.
+/// When it cannot be read, is no bundle, is cut off, or of a format that is not known.
 pub fn read(path: &Path) -> Result<Bundle, ArchiveError> {
     let cannot = |source| ArchiveError::Read {
         path: path.to_owned(),
@@ -168,7 +170,11 @@ pub fn read(path: &Path) -> Result<Bundle, ArchiveError> {
         path: path.to_owned(),
         reason,
     };
-    let mut file = File::open(path).map_err(cannot)?;
+    let mut file: Box<dyn Read> = if path == Path::new(STANDARD) {
+        Box::new(io::stdin().lock())
+    } else {
+        Box::new(File::open(path).map_err(cannot)?)
+    };
     let mut magic = Vec::new();
     Read::by_ref(&mut file)
         .take(2)
@@ -272,6 +278,7 @@ mod tests {
                 vantage: Vantage::default(),
                 parts: sizes.collect(),
                 missing: BTreeMap::from([(part::DOCTOR.to_owned(), "no agent answers".to_owned())]),
+                notes: Vec::new(),
             },
             parts,
         }

@@ -12,7 +12,7 @@ use proxy::datapath::iptables;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::archive;
+use super::archive::{self, STANDARD};
 use super::redact::{redact, redact_value};
 use super::{Bundle, FORMAT, Machine, Manifest, PATH, Told, part};
 use crate::ask::{Agent, AskError, Bounds};
@@ -23,9 +23,7 @@ use crate::explain::{Vantage, WithoutAgent};
 use crate::explain_cli::{Outlook, vantage};
 use crate::findings::{self, Order, Report};
 use crate::logs::tell;
-
-/// What stands for it in place of a file.
-const STANDARD_OUTPUT: &str = "-";
+use crate::rights::{NotRoot, need_root};
 
 /// Of a log where nobody says since when.
 const LOG_BYTES: u64 = 256 << 10;
@@ -115,12 +113,12 @@ pub fn run(args: &BundleArgs) -> anyhow::Result<bool> {
     let config = args.agent.load()?;
     // What takes seconds is not done for a file that is not replaced.
     let file = args.output.as_deref();
-    if let Some(path) = file.filter(|path| *path != Path::new(STANDARD_OUTPUT)) {
+    if let Some(path) = file.filter(|path| *path != Path::new(STANDARD)) {
         archive::may_be_written(path, args.force)?;
     }
     let bundle = collect(&config, args.since)?;
     match args.output.as_deref() {
-        Some(path) if path == Path::new(STANDARD_OUTPUT) => {
+        Some(path) if path == Path::new(STANDARD) => {
             archive::write_to(&bundle, &mut io::stdout().lock())?;
             tell(summary(&bundle, path));
         }
@@ -144,7 +142,7 @@ fn collect(config: &Config, since: Option<Duration>) -> anyhow::Result<Bundle> {
         Ok(agent) => agent.pid(),
         Err(AskError::Silent { pid, .. }) => *pid,
         Err(AskError::Stopped { pid }) => Some(*pid),
-        Err(AskError::Connect { .. } | AskError::Answer { .. }) => None,
+        Err(AskError::NotRoot(_) | AskError::Connect { .. } | AskError::Answer { .. }) => None,
     };
     let unheard = agent.as_ref().err().map(ToString::to_string);
     let told: Result<Told, AskError> = match agent {
@@ -207,6 +205,10 @@ fn bundle(collection: Collection, config: &Config, agent: Option<String>, vantag
             machine: machine(),
             vantage,
             parts: sizes.collect(),
+            notes: notes(
+                &missing,
+                need_root("the agent's socket, maps and rules are root's"),
+            ),
             missing,
         },
         parts,
@@ -451,11 +453,23 @@ fn summary(bundle: &Bundle, path: &Path) -> String {
     for (name, reason) in &manifest.missing {
         text += &format!("missing: {name}: {reason}\n");
     }
-    if !manifest.missing.is_empty() && !nix::unistd::geteuid().is_root() {
-        text +=
-            "this is not root: the agent's socket, maps and rules are root's, run it as root to have them\n";
+    for note in &manifest.notes {
+        text += &format!("{note}\n");
     }
     text
+}
+
+/// What whoever reads it should know of how it was made.
+fn notes(missing: &BTreeMap<String, String>, made_by: Result<(), NotRoot>) -> Vec<String> {
+    let denied = made_by.err().filter(|_| !missing.is_empty());
+    let parts = || missing.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+    let note = denied.map(|NotRoot(why)| {
+        format!(
+            "made without root, and without {}: run it as root to have them ({why})",
+            parts()
+        )
+    });
+    note.into_iter().collect()
 }
 
 #[cfg(test)]
@@ -474,6 +488,24 @@ mod tests {
         assert_eq!(told(2), later);
         assert_eq!(told(1), log.lines().last().expect("lines").to_owned() + "\n");
         assert_eq!(told(0), "");
+    }
+
+    #[test]
+    fn what_is_missing_without_root_is_noted_with_what_would_have_it() {
+        let missing = |names: &[&str]| {
+            let names = names.iter().map(|name| ((*name).to_owned(), "denied".to_owned()));
+            names.collect::<BTreeMap<_, _>>()
+        };
+        let user = || Err(NotRoot("the rules are root's".to_owned()));
+        let both = missing(&["objects.json", "network.json"]);
+        assert_eq!(
+            notes(&both, user()),
+            [
+                "made without root, and without network.json, objects.json: run it as root to have them (the rules are root's)"
+            ]
+        );
+        assert_eq!(notes(&missing(&[]), user()), [""; 0]);
+        assert_eq!(notes(&both, Ok(())), [""; 0], "root lacks it for another reason");
     }
 
     #[test]

@@ -93,6 +93,9 @@ pub struct Manifest {
     pub parts: BTreeMap<String, u64>,
     /// Why parts are missing, by name.
     pub missing: BTreeMap<String, String>,
+    /// What else should be known of it, for people.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }
 
 /// A machine.

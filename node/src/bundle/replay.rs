@@ -36,7 +36,11 @@ impl Bundle {
     #[must_use]
     pub fn title(&self) -> String {
         let manifest = &self.manifest;
-        format!("as recorded of {} at {}", manifest.node, manifest.made)
+        let mut title = format!("as recorded of {} at {}", manifest.node, manifest.made);
+        for note in &manifest.notes {
+            title += &format!("\n{note}");
+        }
+        title
     }
 
     /// What becomes of a packet, as `causeway explain` told it.

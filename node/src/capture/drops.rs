@@ -7,6 +7,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use trace::cause::Scene;
 use trace::hop::Header;
 use trace::{Filter, Hop, HopKind, Names, Session};
 
@@ -77,7 +78,8 @@ impl Drops {
         let mut why = format!("DROPPED at {at} {}", hop.device).trim_end().to_owned();
         if let HopKind::Dropped { reason, place } = &hop.kind {
             why.push_str(&format!(": {reason} in {place}"));
-            if let Some(cause) = trace::cause::of(reason, place) {
+            let scene = Scene::of(hop, &at, None);
+            if let Some(cause) = trace::cause::of(reason, place, &scene) {
                 why.push_str(&format!(" ({})", cause.means));
             }
         }

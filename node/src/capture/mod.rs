@@ -39,7 +39,7 @@ use trace::Filter;
 use trace::hop::Protocol;
 
 use crate::cli::{CaptureArgs, Lines};
-use crate::ends::meant::Resolver;
+use crate::ends::meant::{Meant, Resolver};
 use crate::ends::{Ends, Name, Subject};
 use crate::logs::{printable, tell};
 use crate::trace_cli::filter::{self as both_ends, Ports};
@@ -166,12 +166,12 @@ pub fn run(args: &CaptureArgs, shutdown: &CancellationToken) -> anyhow::Result<C
     let namespaces = trace::namespaces::of_this_machine();
     let names = resolver.names(&namespaces);
     let all: Vec<IpAddr> = wanted.ends.iter().chain(&wanted.others).copied().collect();
-    let places = places::places(&all, &namespaces, &names);
+    let places = places::places(&all, &namespaces, &names, &resolver.pods.homes(&namespaces));
     let what = args.what();
     ensure!(
         !places.is_empty(),
-        "no device of this machine has an address of {what}: capture on {}",
-        elsewhere(args, &resolver)
+        "no device of this machine has an address of {what}: {}",
+        elsewhere(args.end().ok().and_then(|end| resolver.meant(&end).ok()))
     );
     // Before the first packet: what is dropped is looked for in what was captured.
     let mut drops = match args.drops {
@@ -204,11 +204,18 @@ pub fn run(args: &CaptureArgs, shutdown: &CancellationToken) -> anyhow::Result<C
 }
 
 /// Where an end is that has no device here.
-fn elsewhere(args: &CaptureArgs, resolver: &Resolver) -> String {
-    let meant = args.end().ok().and_then(|end| resolver.meant(&end).ok());
-    match meant.and_then(|meant| meant.node) {
-        Some(node) => format!("node {node}, where it is"),
-        None => "the node where it is".to_owned(),
+fn elsewhere(meant: Option<Meant>) -> String {
+    let Some(Meant { node, service, .. }) = meant else {
+        return "capture on the node where it is".to_owned();
+    };
+    match (service, node) {
+        (Some(service), _) if service.endpoints.is_empty() => format!(
+            "{} has no endpoint that serves, on any node: name a client to see who asks",
+            service.name
+        ),
+        (Some(_), None) => "capture on the nodes of its endpoints".to_owned(),
+        (_, Some(node)) => format!("capture on node {node}, where it is"),
+        (None, None) => "capture on the node where it is".to_owned(),
     }
 }
 
@@ -588,6 +595,48 @@ impl Sink {
         match self {
             Self::File(writer) => writer.flush(),
             Self::Lines { .. } => io::stdout().flush(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::names::Behind;
+
+    #[test]
+    fn an_end_without_a_device_here_is_elsewhere_or_nowhere() {
+        let service = |endpoints: &[&str]| Meant {
+            service: Some(Behind {
+                name: "svc/default/web:80".to_owned(),
+                endpoints: endpoints
+                    .iter()
+                    .map(|endpoint| endpoint.parse().expect("an endpoint"))
+                    .collect(),
+                meant: Vec::new(),
+                ports: Vec::new(),
+            }),
+            ..Meant::default()
+        };
+        let pod = Meant {
+            node: Some("node-2".into()),
+            ..Meant::default()
+        };
+        let rows = [
+            (
+                Some(service(&[])),
+                "svc/default/web:80 has no endpoint that serves, on any node: name a client to see who asks",
+            ),
+            (
+                Some(service(&["10.244.2.3:8080"])),
+                "capture on the nodes of its endpoints",
+            ),
+            (Some(pod), "capture on node node-2, where it is"),
+            (Some(Meant::default()), "capture on the node where it is"),
+            (None, "capture on the node where it is"),
+        ];
+        for (meant, expected) in rows {
+            assert_eq!(elsewhere(meant), expected);
         }
     }
 }

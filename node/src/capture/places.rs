@@ -4,7 +4,7 @@
 //! by the node's tunnels and by its devices that have addresses: the uplink, a bridge. An end that is the node's has these
 //! alone.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use netlink::{Kernel, Link, LinkKind, Netlink};
@@ -44,9 +44,15 @@ impl Host<'_> {
     }
 }
 
-/// Where packets of these ends pass, each device once, in the order in which a packet of the first end meets them.
+/// Where packets of these ends pass, each device once, in the order in which a packet of the first end meets them. Of
+/// several namespaces that have an address, those are left out that are not its `homes`, where there is one.
 #[must_use]
-pub fn places(ends: &[IpAddr], namespaces: &[Found], names: &Names) -> Vec<Place> {
+pub fn places(
+    ends: &[IpAddr],
+    namespaces: &[Found],
+    names: &Names,
+    homes: &BTreeMap<IpAddr, u32>,
+) -> Vec<Place> {
     let hosts: Vec<Host<'_>> = namespaces.iter().filter_map(host).collect();
     let mut places = Places {
         names,
@@ -54,7 +60,9 @@ pub fn places(ends: &[IpAddr], namespaces: &[Found], names: &Names) -> Vec<Place
         places: Vec::new(),
     };
     for address in ends {
-        for host in &hosts {
+        let home = homes.get(address);
+        let at_home = |host: &&Host<'_>| home.is_none_or(|home| *home == host.found.inode);
+        for host in hosts.iter().filter(at_home) {
             let own = host.addresses.iter().filter(|(_, own)| own == address);
             for (index, _) in own {
                 let Some(link) = host.link(*index) else { continue };

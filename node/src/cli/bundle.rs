@@ -39,6 +39,7 @@ pub enum BundleCommand {
   causeway bundle replay node-1.tar.gz doctor
   causeway bundle replay node-1.tar.gz explain pod/client svc/web:80
   causeway bundle replay node-1.tar.gz names | grep 10.244.2.3
+  ssh node-1 causeway bundle -o - | causeway bundle replay - doctor
 Answers, their forms and exit codes are those of the live commands. It needs no right and no cluster; what the bundle
 does not tell is UNKNOWN.")]
     Replay(ReplayArgs),
@@ -47,7 +48,7 @@ does not tell is UNKNOWN.")]
 /// Options of `causeway bundle replay`.
 #[derive(Debug, Args)]
 pub struct ReplayArgs {
-    /// The bundle
+    /// The bundle, or - for standard input
     #[arg(value_name = "BUNDLE")]
     pub file: PathBuf,
     /// What it is asked.

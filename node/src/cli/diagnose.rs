@@ -119,8 +119,9 @@ pub struct DropsArgs {
     /// Tell each second what was dropped in it
     #[arg(short, long)]
     pub follow: bool,
-    /// Only what is dropped of pods of this Kubernetes namespace, whichever way it went
-    #[arg(short, long)]
+    /// The Kubernetes namespace of --pod where it names none; without --pod only what is dropped of its pods, whichever way
+    /// it went
+    #[arg(short, long, value_name = "NAMESPACE")]
     pub namespace: Option<String>,
     /// Only what is dropped of this pod: NAME, of --namespace or default, or NAMESPACE/NAME
     #[arg(long)]
@@ -185,9 +186,10 @@ pub struct FlowsArgs {
     /// :PORT
     #[arg(long, value_name = "NAME")]
     service: Option<String>,
-    /// The Kubernetes namespace of names that have none
-    #[arg(short, long, value_name = "NAMESPACE", default_value = NAMESPACE)]
-    pub namespace: String,
+    /// The Kubernetes namespace of names that have none, else default; where there is no name, only what its pods send and
+    /// get, and what is sent to its Services
+    #[arg(short, long, value_name = "NAMESPACE")]
+    namespace: Option<String>,
     /// Only packets of which this became
     #[arg(long, value_enum, ignore_case = true)]
     pub verdict: Option<FlowsVerdict>,
@@ -226,8 +228,22 @@ impl FlowsArgs {
         self.end(name.as_deref())
     }
 
+    /// The namespace of names that have none.
+    #[must_use]
+    pub fn namespace(&self) -> &str {
+        self.namespace.as_deref().unwrap_or(NAMESPACE)
+    }
+
+    /// The namespace whose flows are meant, where no name says whose.
+    #[must_use]
+    pub fn of_namespace(&self) -> Option<&str> {
+        let has_names = self.from.is_some() || self.to.is_some() || self.service.is_some();
+        self.namespace.as_deref().filter(|_| !has_names)
+    }
+
     fn end(&self, text: Option<&str>) -> Result<Option<Name>, FormError> {
-        text.map(|text| Name::parse_in(&self.namespace, text)).transpose()
+        text.map(|text| Name::parse_in(self.namespace(), text))
+            .transpose()
     }
 }
 

@@ -113,6 +113,7 @@ and those of unix and netlink sockets. -o json and ndjson tell times in UTC, byt
     #[command(after_help = "Examples:
   causeway flows                                   # what passes in ten seconds; Ctrl-C ends it sooner
   causeway flows --follow --verdict DROPPED
+  causeway flows --namespace shop                  # of the pods and Services of a namespace
   causeway flows --to pod/shop/web:8080 --for 30s  # requests; --from pod/shop/web are the replies
   causeway flows -n shop --service web -o json | jq '.flows[] | {source, destination, packets}'
   causeway flows --follow -o ndjson | jq -r '[.verdict, .IP.source, .IP.destination, .Summary] | @tsv'
@@ -332,7 +333,7 @@ pub struct AgentArgs {
     /// The agent's configuration; by default /etc/causeway/node.yaml, or that of the only node of `causeway up`
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// The node: of several agents of this machine its own is asked, and in place of `nodeName` in a file that is named
+    /// The node: of several agents of this machine its own is asked; beside --config for a file that says no nodeName
     #[arg(long, value_name = "NAME", env = "NODE_NAME")]
     node_name: Option<String>,
 }

@@ -12,8 +12,8 @@ use crate::watch::kubeconfig;
 /// How a cluster is reached.
 #[derive(Debug, Args)]
 pub struct ServerArgs {
-    /// How the cluster is reached; by default as kubectl does (of several files in KUBECONFIG the first that is there),
-    /// else as `causeway up` left it, else as a pod does
+    /// How the cluster is reached; by default as kubectl does (KUBECONFIG, of whose files the first to say something is
+    /// right, or ~/.kube/config), else as `causeway up` left it, else as a pod does
     #[arg(long, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
     /// A context of the kubeconfig, in place of its current one

@@ -118,7 +118,10 @@ fn wanted(server: &ApiServer) -> Wanted {
 fn source(access: &Access) -> ApiSource {
     let credentials = match access.clone() {
         Access::ServiceAccount => Credentials::ServiceAccount,
-        Access::Kubeconfig { file, context } => Credentials::Kubeconfig { path: file, context },
+        Access::Kubeconfig { file, context } => Credentials::Kubeconfig {
+            paths: vec![file],
+            context,
+        },
         Access::Endpoint { url, tls } => Credentials::Endpoint {
             url,
             tls: tls.map(|files| TlsFiles {

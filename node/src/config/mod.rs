@@ -163,6 +163,13 @@ pub fn parse(path: &Path, text: &str, node_name: Option<&str>) -> Result<Config,
     })
 }
 
+/// The node that a text says it is for itself; `None` where it is for any.
+#[must_use]
+pub fn node_of(text: &str) -> Option<String> {
+    let text: serde_yaml_ng::Value = serde_yaml_ng::from_str(text).ok()?;
+    text.get("nodeName")?.as_str().map(str::to_owned)
+}
+
 /// What the parser says without the string that it quotes: that is the whole file where the file is no map, and a secret
 /// where one stands in the wrong place.
 fn without_quotation(reason: &str) -> String {

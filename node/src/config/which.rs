@@ -4,8 +4,9 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use super::here::{nodes, of_this_machine};
-use super::{Config, ConfigError, load};
+use super::{Config, ConfigError, load, node_of, parse, read};
 use crate::cli::NODE_CONFIG;
+use crate::rights::{self, NotRoot};
 
 /// Why none can be meant.
 #[derive(Debug, thiserror::Error)]
@@ -30,18 +31,37 @@ pub enum WhichAgent {
         /// Those that there are.
         nodes: Vec<String>,
     },
-    /// They are not for this user to see.
+    /// The file that was named is another node's.
     #[error(
-        "there is no {NODE_CONFIG}, and {} is root's: run as root, or name a configuration by --config",
-        .nodes.display()
+        "node {name} (--node-name, or NODE_NAME) and --config {} contradict each other: that is the configuration of node {own}; give one of \
+         the two alone",
+        .config.display()
     )]
-    NotRoot {
-        /// Where nodes of `causeway up` are looked for.
-        nodes: PathBuf,
+    AnotherNodes {
+        /// The name that was asked for.
+        name: String,
+        /// The file.
+        config: PathBuf,
+        /// Whose it says it is.
+        own: String,
     },
+    /// They are not for this user to see.
+    #[error(transparent)]
+    NotRoot(NotRoot),
     /// A configuration cannot be used.
     #[error(transparent)]
-    Config(#[from] ConfigError),
+    Config(ConfigError),
+}
+
+impl From<ConfigError> for WhichAgent {
+    fn from(error: ConfigError) -> Self {
+        match error {
+            ConfigError::Read { path, source } if rights::is_denied(&source) => {
+                Self::NotRoot(NotRoot(format!("{} is root's", path.display())))
+            }
+            error => Self::Config(error),
+        }
+    }
 }
 
 fn each(configs: &[PathBuf]) -> String {
@@ -50,7 +70,8 @@ fn each(configs: &[PathBuf]) -> String {
 }
 
 /// The configuration that is named, else that of the only agent of this machine, else that of the agent whose node is
-/// `name`. Where there is one alone, `name` replaces what it says: one file can serve all nodes.
+/// `name`. `name` stands in place of the node that the only one says, since one file can serve all nodes; but a file that
+/// is named and says another node is a contradiction.
 ///
 /// # Errors
 /// When there are several, or none, or it cannot be used.
@@ -60,12 +81,30 @@ pub fn agent(named: Option<&Path>, name: Option<&str>) -> Result<Config, WhichAg
     let are_hidden = || matches!(nodes.read_dir(), Err(error) if error.kind() == ErrorKind::PermissionDenied);
     let configs = of_this_machine(&named);
     match (configs.as_slice(), name) {
-        ([], _) if are_hidden() => Err(WhichAgent::NotRoot { nodes }),
+        ([], _) if are_hidden() => Err(WhichAgent::NotRoot(NotRoot(format!(
+            "there is no {NODE_CONFIG}, and {} is root's; --config names another configuration",
+            nodes.display()
+        )))),
         ([], _) => Err(WhichAgent::None { nodes }),
+        ([only], Some(name)) if !named.is_empty() => of_file(only, name),
         ([only], _) if !only.starts_with(&nodes) || !named.is_empty() => Ok(load(only, name)?),
         ([only], None) => Ok(load(only, None)?),
         (_, Some(name)) => of_node(&configs, name),
         (_, None) => Err(WhichAgent::Several(configs)),
+    }
+}
+
+/// The configuration in a file, of the node with that name.
+fn of_file(path: &Path, name: &str) -> Result<Config, WhichAgent> {
+    let text = read(path)?;
+    let config = parse(path, &text, Some(name))?;
+    match node_of(&text) {
+        Some(own) if own != name => Err(WhichAgent::AnotherNodes {
+            name: name.to_owned(),
+            config: path.to_owned(),
+            own,
+        }),
+        _ => Ok(config),
     }
 }
 
@@ -85,7 +124,7 @@ fn of_node(configs: &[PathBuf], name: &str) -> Result<Config, WhichAgent> {
             name: name.to_owned(),
             nodes: others,
         },
-        WhichAgent::Config,
+        WhichAgent::from,
     ))
 }
 
@@ -128,7 +167,34 @@ mod tests {
             "this machine has several agents: name one by --node-name, or by --config /n/node-1/agent.yaml or --config \
              /n/node-2/agent.yaml"
         );
-        let named = agent(configs.first().map(PathBuf::as_path), Some("other")).expect("read");
+    }
+
+    #[test]
+    fn a_file_that_is_named_is_of_any_node_unless_it_says_which() {
+        let directory = Directory::new("contradiction");
+        let file = |name: &str, text: &str| {
+            let path = directory.path().join(name);
+            std::fs::write(
+                &path,
+                format!("{{{text}proxy: {{podNetworks: [10.244.0.0/16]}}}}\n"),
+            )
+            .expect("written");
+            path
+        };
+        let for_all = file("all.yaml", "");
+        let named = agent(Some(&for_all), Some("other")).expect("read");
         assert_eq!(&*named.node_name.0, "other", "one file for all nodes");
+        let of_one = file("one.yaml", "nodeName: node-1, ");
+        let same = agent(Some(&of_one), Some("node-1")).expect("read");
+        assert_eq!(&*same.node_name.0, "node-1");
+        let error = agent(Some(&of_one), Some("node-2"))
+            .expect_err("a contradiction")
+            .to_string();
+        let expected = format!(
+            "node node-2 (--node-name, or NODE_NAME) and --config {} contradict each other: that is the configuration of node node-1; give one of \
+             the two alone",
+            of_one.display()
+        );
+        assert_eq!(error, expected);
     }
 }

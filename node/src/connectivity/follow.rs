@@ -14,6 +14,7 @@ use trace::{Filter, Names, Session, Story, Verdict};
 use super::attempt::Asker;
 use super::cells::{Cell, Site, Transport, of_family};
 use super::objects::{self, Role};
+use crate::rights;
 
 /// Cells that are followed, at the most.
 const MOST: usize = 6;
@@ -37,7 +38,7 @@ type Way = (usize, Option<usize>, Transport, bool);
 impl Follower {
     /// None where packets cannot be followed: by who is not root.
     pub fn new(sites: &[Site]) -> Option<Self> {
-        if !nix::unistd::geteuid().is_root() {
+        if !rights::is_root() {
             return None;
         }
         let namespaces = trace::namespaces::of_this_machine();

@@ -78,19 +78,42 @@ impl Holder {
     }
 }
 
-/// When a process began.
+/// When a process began; none where it has ended, also if nobody has asked yet how it ended (a zombie).
 fn started(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The program's name may have spaces and brackets of its own; field 3 follows its last one.
     let (_, fields) = stat.rsplit_once(") ")?;
-    fields.split(' ').nth(19)?.parse().ok()
+    let mut fields = fields.split(' ');
+    fields.next().filter(|state| !matches!(*state, "Z" | "X"))?;
+    fields.nth(18)?.parse().ok()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::process::Command;
+
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn what_a_killed_process_put_up_is_left_before_anybody_asks_how_it_ended() {
+        let own = Holder::own().expect("proc");
+        let mut child = Command::new("sleep").arg("60").spawn().expect("started");
+        let holder = Holder {
+            pid: child.id(),
+            started: started(child.id()).expect("it runs"),
+            ..own.clone()
+        };
+        let metadata = json!({"annotations": {HOLDER: holder.text()}});
+        let namespace = json!({ "metadata": metadata });
+        let is_left = || own.finds_left(&namespace, Timestamp::now());
+        assert!(!is_left());
+        child.kill().expect("it ran");
+        // It stays in the table of processes until it is waited for.
+        ::tests::wait::until_value("its end", Duration::from_secs(20), is_left, |left| *left);
+        child.wait().expect("it ended");
+    }
 
     #[test]
     fn what_a_process_that_is_gone_put_up_is_left_and_what_another_machine_did_once_it_is_old() {

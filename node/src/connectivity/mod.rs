@@ -121,11 +121,7 @@ pub async fn run(args: &ConnectivityArgs, shutdown: &CancellationToken) -> anyho
         LONGEST_WAIT.as_secs() / 60
     );
     let objects = Objects::of(args.server.credentials()?).await?;
-    for name in stage::remove_leftovers(&objects).await? {
-        tell(format_args!(
-            "removed namespace {name}, which an earlier run left"
-        ));
-    }
+    remove_leftovers(&objects).await?;
     let nodes = stage::nodes(&objects, &args.nodes).await?;
     // Not given up in its middle: what was made has to be known.
     let stage = Stage::put_up(&objects, &args.namespace_prefix, &args.image).await?;
@@ -143,7 +139,21 @@ pub async fn run(args: &ConnectivityArgs, shutdown: &CancellationToken) -> anyho
             "left behind: namespace {namespace}: {error:#} (kubectl delete namespace {namespace})"
         )),
     }
+    // A request of one that was killed may have been under way at the first look.
+    if let Err(error) = remove_leftovers(&objects).await {
+        tell(format_args!("warning: what other runs left: {error:#}"));
+    }
     tried
+}
+
+/// Removes what runs that were killed have left, and tells it.
+async fn remove_leftovers(objects: &Objects) -> anyhow::Result<()> {
+    for name in stage::remove_leftovers(objects).await? {
+        tell(format_args!(
+            "removed namespace {name}, which an earlier run left"
+        ));
+    }
+    Ok(())
 }
 
 async fn try_all(

@@ -56,7 +56,13 @@ impl<'o> Stage<'o> {
         let holder = Holder::own().context("find out which process this is")?;
         let name = format!("{prefix}{:06x}", rand::random::<u32>() & 0x00ff_ffff);
         let namespace = objects::namespace(&name, &holder.text());
-        objects.create("/api/v1/namespaces", &namespace).await?;
+        if let Err(error) = objects.create("/api/v1/namespaces", &namespace).await {
+            // The server may have made it, and only its answer been lost.
+            if error.refusal().is_none() {
+                let _gone_or_left_for_the_next_run = remove(objects, &name).await;
+            }
+            return Err(error.into());
+        }
         Ok(Self {
             objects,
             namespace: name,

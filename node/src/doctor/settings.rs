@@ -30,28 +30,40 @@ pub fn look(differences: Vec<(String, u64, u64)>) -> Vec<Finding> {
 /// When the kernel does not tell.
 pub fn rules(pods: &[PodHere]) -> netlink::Result<Vec<Finding>> {
     let mut kernel = Netlink::open()?;
-    let mut rules = kernel.rules()?;
-    let tables = [(TABLE_LOCAL, "local"), (TABLE_MAIN, "main")];
-    let lost = tables.into_iter().filter(|(table, _)| {
+    let mut families = vec![("", kernel.rules()?)];
+    if pods.iter().flat_map(|pod| &pod.addresses).any(IpAddr::is_ipv6) {
+        families.push(("-6 ", kernel.rules_v6()?));
+    }
+    let of_family = |(version, rules): &(&str, Vec<Rule>)| {
+        let in_the_way = rules.iter().filter_map(|rule| in_the_way(rule, pods));
+        let found: Vec<Finding> = lost_tables(rules, version)
+            .into_iter()
+            .chain(in_the_way)
+            .collect();
+        found
+    };
+    Ok(families.iter().flat_map(of_family).collect())
+}
+
+/// Tables that no packet of a version of IP looks up any more. `version` is the option of `ip` for that one.
+fn lost_tables(rules: &[Rule], version: &str) -> Vec<Finding> {
+    let tables = [(TABLE_LOCAL, "local", 0), (TABLE_MAIN, "main", 32_766)];
+    let lost = tables.into_iter().filter(|(table, ..)| {
         let mut rules = rules.iter();
         !rules.any(|rule| rule.is_for_all() && rule.table() == Some(*table))
     });
-    let told = lost.map(|(_, name)| {
+    let of = if version.is_empty() { "" } else { " of IPv6" };
+    let told = lost.map(|(_, name, preference)| {
         finding(
             "routing-rule",
-            format!("table {name}"),
+            format!("table {name}{of}"),
             format!(
-                "no rule of policy routing lets every packet look up table {name}: its routes lead nobody"
+                "no rule of policy routing lets every packet{of} look up table {name}: its routes lead nobody"
             ),
-            "ip rule add lookup TABLE, with its usual preference: local 0, main 32766",
+            &format!("ip {version}rule add lookup {name} pref {preference}"),
         )
     });
-    let mut findings: Vec<Finding> = told.collect();
-    if pods.iter().flat_map(|pod| &pod.addresses).any(IpAddr::is_ipv6) {
-        rules.extend(kernel.rules_v6()?);
-    }
-    findings.extend(rules.iter().filter_map(|rule| in_the_way(rule, pods)));
-    Ok(findings)
+    told.collect()
 }
 
 /// A rule that ends the way of what pods send or get; one that asks for more than addresses may let some of it pass.
@@ -134,6 +146,33 @@ mod tests {
             device: format!("cw-{name}"),
             mac: None,
         }
+    }
+
+    #[test]
+    fn a_table_that_no_packet_looks_up_is_told_with_the_rule_that_mends_it_in_each_version() {
+        let v6 = |priority, action| Rule {
+            is_v6: true,
+            ..Rule::new(priority, action)
+        };
+        let local = v6(0, Action::LookUp(TABLE_LOCAL));
+        let main = v6(32_766, Action::LookUp(TABLE_MAIN));
+        let of_some = Rule {
+            source: Some("fd00::/64".parse().expect("a network")),
+            ..main.clone()
+        };
+        assert_eq!(lost_tables(&[local.clone(), main], "-6 "), []);
+        let lost = lost_tables(&[local, of_some], "-6 ");
+        let told: Vec<_> = lost
+            .iter()
+            .map(|finding| format!("{}: {}: {}", finding.object, finding.evidence, finding.repair))
+            .collect();
+        assert_eq!(
+            told,
+            [
+                "table main of IPv6: no rule of policy routing lets every packet of IPv6 look up table main: its routes lead \
+              nobody: ip -6 rule add lookup main pref 32766"
+            ]
+        );
     }
 
     #[test]

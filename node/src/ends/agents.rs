@@ -12,7 +12,8 @@ use model::NodeName;
 use trace::hop::Protocol;
 
 use crate::ask;
-use crate::cgroup2;
+use crate::cgroup2::Hierarchy;
+use crate::cli::NODE_CONFIG;
 use crate::config::{self, Datapath};
 use crate::ends::Name;
 use crate::explain::{self, Explanation};
@@ -29,6 +30,8 @@ const AT_ONCE: usize = 16_384;
 pub struct Agent {
     /// Its node.
     pub node: NodeName,
+    /// Where that is.
+    config: PathBuf,
     /// Where its socket and its book of pods are.
     pub state_dir: PathBuf,
     /// Where its socket hook is pinned.
@@ -79,10 +82,10 @@ impl Agents {
             let config = config::load(path, None)?;
             Ok(Agent {
                 node: config.node_name,
+                config: path.clone(),
                 state_dir: config.state_dir,
                 hooked: (config.proxy.datapath == Datapath::Ebpf)
-                    .then(|| config.proxy.cgroup.clone().or_else(whole_machine))
-                    .flatten(),
+                    .then(|| config.proxy.cgroup.clone().unwrap_or_else(whole_machine)),
                 pin_dir: config.proxy.pin_dir,
             })
         };
@@ -118,16 +121,12 @@ impl Agents {
 
     /// The cgroup whose sockets a hook translates, where a node has one.
     pub fn hooked(&self, node: &NodeName) -> Option<&Path> {
-        self.0.iter().find(|agent| agent.node == *node)?.hooked.as_deref()
+        self.of_node(node)?.hooked.as_deref()
     }
 
     /// The same of the node in a network namespace.
     pub fn hooked_in(&self, netns: u32) -> Option<&Path> {
-        let mut agents = self.0.iter();
-        agents
-            .find(|agent| agent.netns() == Some(netns))?
-            .hooked
-            .as_deref()
+        self.in_netns(netns)?.hooked.as_deref()
     }
 
     /// The network namespaces that they stand in.
@@ -137,20 +136,17 @@ impl Agents {
 
     /// Whether an agent stands in a network namespace.
     pub fn is_in(&self, netns: u32) -> bool {
-        self.0.iter().any(|agent| agent.netns() == Some(netns))
+        self.in_netns(netns).is_some()
     }
 
-    /// What the agent in a network namespace says of a packet; none where there is no such agent, or it does not answer.
-    pub fn explain(&self, netns: u32, question: &explain::Question) -> Option<Explanation> {
-        let mut agents = self.0.iter();
-        agents
-            .find(|agent| agent.netns() == Some(netns))?
-            .explain(question)
+    /// The agent in a network namespace.
+    pub fn in_netns(&self, netns: u32) -> Option<&Agent> {
+        self.0.iter().find(|agent| agent.netns() == Some(netns))
     }
 
-    /// The same of the agent of a node.
-    pub fn explain_at(&self, node: &NodeName, question: &explain::Question) -> Option<Explanation> {
-        self.0.iter().find(|agent| agent.node == *node)?.explain(question)
+    /// The agent of a node.
+    pub fn of_node(&self, node: &NodeName) -> Option<&Agent> {
+        self.0.iter().find(|agent| agent.node == *node)
     }
 
     /// Who is behind an address and port, by the maps of socket hooks, which stay where an agent has ended.
@@ -181,6 +177,7 @@ impl Agents {
     pub fn at(state_dir: PathBuf) -> Self {
         Self(vec![Agent {
             node: "node-1".into(),
+            config: NODE_CONFIG.into(),
             pin_dir: state_dir.clone(),
             hooked: None,
             state_dir,
@@ -189,7 +186,16 @@ impl Agents {
 }
 
 impl Agent {
-    fn explain(&self, question: &explain::Question) -> Option<Explanation> {
+    /// What makes commands ask this one, put behind their names; empty where they do so by themselves.
+    pub fn option(&self) -> String {
+        if self.config == Path::new(NODE_CONFIG) {
+            return String::new();
+        }
+        format!(" --config {}", self.config.display())
+    }
+
+    /// What it says of a packet; none where it does not answer.
+    pub fn explain(&self, question: &explain::Question) -> Option<Explanation> {
         match self.ask(explain::PATH, question).ok()? {
             explain::Answer::Explained(explanation) => Some(*explanation),
             explain::Answer::NotUnderstood(_) => None,
@@ -233,8 +239,10 @@ impl Agent {
     }
 }
 
-fn whole_machine() -> Option<PathBuf> {
-    cgroup2::mount_point(Path::new(cgroup2::MOUNTS)).ok()
+/// Where the agent puts its hook that was told nothing else. Who cannot see that has it told when it matters.
+fn whole_machine() -> PathBuf {
+    let seen = Hierarchy::seen().map(|seen| seen.mount_point().to_owned());
+    seen.unwrap_or_else(|_| PathBuf::from("/sys/fs/cgroup"))
 }
 
 /// The endpoints that a hook's maps have for an address and port; none where that is no Service's.

@@ -67,8 +67,13 @@ impl Known {
             self.resolver = resolver;
         }
         self.namespaces = trace::namespaces::of_this_machine();
-        let Names { netns, pods } = self.resolver.names(&self.namespaces);
+        let Names {
+            netns,
+            entering,
+            pods,
+        } = self.resolver.names(&self.namespaces);
         self.names.netns.extend(netns);
+        self.names.entering.extend(entering);
         self.names.pods.extend(pods);
     }
 

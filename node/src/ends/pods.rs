@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::path::Path;
 
 use anyhow::{Context as _, bail, ensure};
 use model::{NodeName, ObjectName};
@@ -10,6 +11,7 @@ use trace::Names;
 use trace::namespaces::Found;
 
 use super::agents::{Agents, NotLocated};
+use crate::ask;
 
 /// Names that are told when one is not there, at the most.
 const TOLD: usize = 10;
@@ -23,6 +25,8 @@ pub struct Record {
     pub device: String,
     /// Its addresses.
     pub addresses: BTreeSet<IpAddr>,
+    /// Inode number of its network namespace; none where that is gone, or not to be seen from here.
+    pub netns: Option<u32>,
 }
 
 /// Pods by name. A name may be in several books, and in one several times: of a container that ended and one in its place.
@@ -47,8 +51,10 @@ impl Pods {
             let directory = &agent.state_dir;
             let recorded = overlay::pods::recorded(directory)
                 .with_context(|| format!("read the pods in {}", directory.display()))?;
+            let root = ask::process_of(directory).map(|process| format!("/proc/{process}/root"));
             for assigned in recorded {
                 let record = Record {
+                    netns: netns_at(root.as_deref(), &assigned.netns),
                     node: agent.node.clone(),
                     device: wiring::host_ifname(&assigned.key),
                     addresses: assigned.addresses().values().copied().collect(),
@@ -149,13 +155,40 @@ impl Pods {
         records.flat_map(|(name, records)| records.iter().map(move |record| (name, record)))
     }
 
+    /// The network namespaces of pods, among these, by their addresses. Somebody else of this machine may have an address
+    /// too: another cluster, or containers of another engine. Left out: pods whose namespace is not known, and addresses
+    /// that pods of several books have.
+    #[must_use]
+    pub fn homes(&self, namespaces: &[Found]) -> BTreeMap<IpAddr, u32> {
+        let mut homes: BTreeMap<IpAddr, BTreeSet<u32>> = BTreeMap::new();
+        for (_, record) in self.records() {
+            let is_there = |netns: &u32| {
+                let mut found = namespaces.iter().filter(|found| found.inode == *netns);
+                // Of a container that ended, the namespace may be another's by now.
+                found.any(|found| record.addresses.iter().any(|own| found.addresses.contains(own)))
+            };
+            for address in &record.addresses {
+                let known = homes.entry(*address).or_default();
+                known.extend(record.netns.filter(is_there));
+            }
+        }
+        let only = |netns: BTreeSet<u32>| netns.first().copied().filter(|_| netns.len() == 1);
+        let homes = homes.into_iter();
+        homes
+            .filter_map(|(address, netns)| Some((address, only(netns)?)))
+            .collect()
+    }
+
     /// What network namespaces are called: by the pods whose addresses they have, else as `ip netns` calls them; and whose
     /// addresses are.
     #[must_use]
     pub fn names(&self, namespaces: &[Found]) -> Names {
         let mut names = Names::of_this_machine();
+        let homes = self.homes(namespaces);
         for found in namespaces {
-            let mut addresses = found.addresses.iter();
+            names.entering.insert(found.inode, found.entering.clone());
+            let is_its = |address: &&IpAddr| homes.get(*address).is_none_or(|home| *home == found.inode);
+            let mut addresses = found.addresses.iter().filter(is_its);
             if let Some((pod, _)) = addresses.find_map(|address| self.with_address(*address)) {
                 names.netns.insert(found.inode, format!("pod/{pod}"));
             }
@@ -169,8 +202,25 @@ impl Pods {
     }
 }
 
+/// The namespace at a path as an agent wrote it down, which may see other files: in its root, else in our own.
+fn netns_at(root: Option<&str>, path: &str) -> Option<u32> {
+    let inode = |path: String| trace::places::inode(Path::new(&path));
+    let in_root = root.and_then(|root| inode(format!("{root}{path}")));
+    in_root.or_else(|| inode(path.to_owned()))
+}
+
 #[cfg(test)]
 impl Pods {
+    /// The same, where the namespace of the pod with that name is known.
+    pub fn at_home(mut self, name: &str, netns: u32) -> Self {
+        let (namespace, name) = name.split_once('/').expect("a namespace");
+        let records = self.by_name.get_mut(&ObjectName::new(namespace, name));
+        for record in records.into_iter().flatten() {
+            record.netns = Some(netns);
+        }
+        self
+    }
+
     /// These pods, each of a node and with an address.
     pub fn of(pods: &[(&str, &str, &str)]) -> Self {
         let mut all = Self {
@@ -183,6 +233,7 @@ impl Pods {
                 node: (*node).into(),
                 device: format!("cw-{name}"),
                 addresses: [address.parse().expect("an address")].into(),
+                netns: None,
             };
             all.by_name
                 .entry(ObjectName::new(namespace, name))
@@ -223,6 +274,45 @@ mod tests {
             addresses("shop", "web").expect_err("two").to_string(),
             "pod/shop/web may be 10.244.1.3 of node node-1, or 10.244.2.3 of node node-2: give an address"
         );
+    }
+
+    #[test]
+    fn of_several_namespaces_with_a_pods_address_the_pods_own_bears_its_name() {
+        let found = |inode, address: &str| Found {
+            inode,
+            namespace: netlink::Namespace::open("/proc/self/ns/net").expect("the own one"),
+            addresses: vec![address.parse().expect("an address")],
+            entering: format!("nsenter -t {inode} -n"),
+            path: "/proc/self/ns/net".into(),
+        };
+        let pods = || {
+            Pods::of(&[
+                ("shop/web", "node-1", "10.244.1.3"),
+                ("shop/db", "node-1", "10.244.1.4"),
+            ])
+        };
+        let namespaces = [
+            found(7, "10.244.1.3"),
+            found(8, "10.244.1.3"),
+            found(9, "10.244.1.4"),
+        ];
+        let named = |pods: &Pods| {
+            let names = pods.names(&namespaces);
+            [7, 8, 9].map(|inode| names.of_netns(inode))
+        };
+        let [web, db] = ["pod/shop/web".to_owned(), "pod/shop/db".to_owned()];
+        assert_eq!(
+            named(&pods()),
+            [web.clone(), web.clone(), db.clone()],
+            "nobody knows which of the two"
+        );
+        let at_home = pods().at_home("shop/web", 8);
+        assert_eq!(named(&at_home), ["netns:7".to_owned(), web, db]);
+        let address = "10.244.1.3".parse().expect("an address");
+        assert_eq!(at_home.homes(&namespaces), [(address, 8)].into());
+        // It is gone, or another's.
+        assert!(pods().at_home("shop/web", 6).homes(&namespaces).is_empty());
+        assert!(pods().at_home("shop/web", 9).homes(&namespaces).is_empty());
     }
 
     #[test]

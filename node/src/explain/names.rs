@@ -220,10 +220,7 @@ impl Known<'_> {
             Subject::Service(service) => {
                 let found = self.snapshot.and_then(|snapshot| snapshot.services.get(service));
                 match found.filter(|found| addresses_of(found).next().is_none()) {
-                    Some(found) => Err(NameError::NoAddress {
-                        name: format!("Service {service}"),
-                        reason: self.instead_of(found),
-                    }),
+                    Some(found) => Err(self.no_address(found)),
                     None => self.place(name),
                 }
             }
@@ -248,6 +245,14 @@ impl Known<'_> {
         let has_port =
             |service: &&&Service| service.ports.iter().any(|port| Some(port.port) == name.number());
         have_it.iter().find(has_port).or(have_it.first()).copied()
+    }
+
+    /// That a Service has no address of its own.
+    pub fn no_address(&self, service: &Service) -> NameError {
+        NameError::NoAddress {
+            name: format!("Service {}", service.name),
+            reason: self.instead_of(service),
+        }
     }
 
     /// Why a Service has no address, and what somebody may ask for in its place.

@@ -232,6 +232,16 @@ fn verdict_text(verdict: &Verdict, because: &Because, packet: &Packet) -> String
     }
 }
 
+/// Where a packet goes that the plan would send as from this node's address, if it became one before the socket hook
+/// translates.
+#[must_use]
+pub fn text_by_hook(to: &[Target]) -> String {
+    format!(
+        "to {}, its source is kept: the socket hook translates before there is a packet",
+        targets_text(to.iter())
+    )
+}
+
 /// The only one, or how many there are.
 pub fn targets_text<'a>(targets: impl ExactSizeIterator<Item = &'a Target> + Clone) -> String {
     let mut first = targets.clone();

@@ -360,12 +360,12 @@ impl<'a> Walk<'a> {
             None => followed.as_ref().map(programmed_verdict),
         };
         let is_by_hook = followed.is_some_and(|followed| followed.by == LayerKind::SocketHook);
-        if let Some(Verdict::Forward { masquerade, .. }) = &mut verdict
+        if let Some(Verdict::Forward { to, masquerade }) = &mut verdict
             && is_by_hook
             && std::mem::take(masquerade)
+            && let Some(first) = step.objects.first_mut()
         {
-            let kept = "the socket hook translates before there is a packet: its source is kept";
-            step.objects.push(kept.to_owned());
+            *first = objects::text_by_hook(to);
         }
         self.forward.push(step);
         verdict

@@ -2,7 +2,6 @@
 
 pub mod vantage;
 
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -26,13 +25,7 @@ pub fn explain(args: &ExplainArgs) -> anyhow::Result<Explanation> {
     match crate::block_on(ask(&config.state_dir, &question))? {
         Ok(Answer::Explained(explanation)) => Ok(*explanation),
         Ok(Answer::NotUnderstood(reason)) => anyhow::bail!(reason),
-        Err(AskError::Connect { path, source }) if source.kind() == ErrorKind::PermissionDenied => {
-            anyhow::bail!(
-                "ask the agent at {}: its socket is root's: run this as root",
-                path.display()
-            )
-        }
-        Err(error @ AskError::Answer { .. }) => Err(error.into()),
+        Err(error @ (AskError::NotRoot(_) | AskError::Answer { .. })) => Err(error.into()),
         Err(error) => {
             tell(format_args!("warning: {error}"));
             Outlook::without_agent(&config, &error)?.explain(&question)
@@ -78,7 +71,9 @@ impl Outlook {
         match error {
             AskError::Silent { pid, .. } => Self::of_silent(config, *pid),
             AskError::Stopped { pid } => Self::of_silent(config, Some(*pid)),
-            AskError::Connect { .. } | AskError::Answer { .. } => Self::of_namespace(config),
+            AskError::NotRoot(_) | AskError::Connect { .. } | AskError::Answer { .. } => {
+                Self::of_namespace(config)
+            }
         }
     }
 
@@ -130,7 +125,7 @@ impl Outlook {
         };
         let (network, namespace) = match place {
             Place::Here | Place::NotFound => (String::new(), None),
-            Place::Pinned { name, namespace } => (format!("ip netns exec {name}"), Some(namespace)),
+            Place::Pinned { name, namespace } => (trace::namespaces::entering_pin(&name), Some(namespace)),
         };
         Ok(Self {
             vantage: Vantage {

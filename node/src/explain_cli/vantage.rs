@@ -4,8 +4,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use netlink::Namespace;
-use netlink::netns::PIN_DIRECTORY;
+use trace::namespaces;
 
 use crate::explain::Vantage;
 
@@ -13,25 +12,15 @@ use crate::explain::Vantage;
 pub fn on_process(pid: i32) -> Vantage {
     let own = |kind: &str| inode(Path::new(&format!("/proc/self/ns/{kind}")));
     let its = |kind: &str| inode(Path::new(&format!("/proc/{pid}/ns/{kind}")));
-    let network = its("net").filter(|its| Some(*its) != own("net"));
     let is_elsewhere = its("mnt").is_some() && its("mnt") != own("mnt");
     Vantage {
-        network: network.map_or_else(String::new, |inode| match pinned_as(inode) {
-            Some(name) => format!("ip netns exec {name}"),
-            None => format!("nsenter -t {pid} -n"),
-        }),
+        network: namespaces::entering_that_of(pid),
         root: if is_elsewhere {
             format!("/proc/{pid}/root")
         } else {
             String::new()
         },
     }
-}
-
-/// What `ip netns` calls a network namespace.
-fn pinned_as(wanted: (u64, u64)) -> Option<String> {
-    let mut names = Namespace::pinned().unwrap_or_default().into_iter();
-    names.find(|name| inode(&Path::new(PIN_DIRECTORY).join(name)) == Some(wanted))
 }
 
 fn inode(path: &Path) -> Option<(u64, u64)> {

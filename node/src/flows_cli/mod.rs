@@ -136,7 +136,7 @@ impl Teller {
         let mut records: Vec<Record> = passed
             .iter()
             .flat_map(|passed| record::of(passed, &self.node, &names, service))
-            .filter(|record| self.whose.has_verdict(record))
+            .filter(|record| self.whose.has_record(record))
             .collect();
         records.sort_by_key(|record| record.time);
         records

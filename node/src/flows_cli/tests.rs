@@ -123,6 +123,7 @@ fn what_is_not_known_is_refused_with_what_is() {
         ),
         ("--to node/n", "node/n: this machine has no agent that is known"),
         ("--to pod", "is no pod/NAME"),
+        ("-n other", "no pod of namespace other on this machine's nodes"),
     ];
     for (line, part) in rows {
         let error = Whose::new(&args(line), &resolver()).expect_err(line).to_string();
@@ -175,4 +176,28 @@ fn a_service_and_pods_of_other_nodes_have_the_names_that_the_agent_tells() {
     assert_eq!(told("--verdict FORWARDED"), forwarded);
     assert_eq!(told("--verdict dropped"), dropped);
     assert_eq!(told(""), [forwarded, dropped].concat());
+    assert_eq!(told("-n shop"), [forwarded, dropped].concat());
+    assert_eq!(told("-n shop --verdict FORWARDED"), forwarded);
+}
+
+#[test]
+fn a_namespace_is_that_of_names_and_where_there_are_none_whose_flows_are_told() {
+    let rows = [
+        ("", None),
+        ("-n shop", Some("shop")),
+        ("-n shop --to pod/client", None),
+        ("-n shop --service web", None),
+    ];
+    for (line, namespace) in rows {
+        assert_eq!(args(line).of_namespace(), namespace, "{line}");
+    }
+    let mut known = Known::with(pods(), called());
+    let elsewhere = [passed("10.9.0.1:1", "10.9.0.2:2", None, false)];
+    let args = args("-n shop");
+    let teller = Teller {
+        whose: Whose::new(&args, &resolver()).expect("known"),
+        node: "machine".to_owned(),
+        output: args.output,
+    };
+    assert_eq!(teller.records(elsewhere.to_vec(), &mut known), []);
 }

@@ -19,6 +19,8 @@ pub(super) struct Whose {
     /// Of a Service: either end is one of these.
     service: Option<End>,
     verdict: Option<Verdict>,
+    /// Either end, or the Service, is of this Kubernetes namespace.
+    namespace: Option<String>,
 }
 
 /// Who is meant as one end; none: anybody.
@@ -31,6 +33,9 @@ struct End {
 
 impl Whose {
     pub(super) fn new(args: &FlowsArgs, resolver: &Resolver) -> anyhow::Result<Self> {
+        if let Some(namespace) = args.of_namespace() {
+            resolver.pods.need_namespace(namespace)?;
+        }
         let service = args.service()?.map(|name| End::of(&name, resolver)).transpose()?;
         let end = |name: Option<Name>| match name {
             Some(name) => End::of(&name, resolver),
@@ -47,6 +52,7 @@ impl Whose {
                 FlowsVerdict::Forwarded => Verdict::Forwarded,
                 FlowsVerdict::Dropped => Verdict::Dropped,
             }),
+            namespace: args.of_namespace().map(str::to_owned),
         })
     }
 
@@ -75,8 +81,19 @@ impl Whose {
                 .is_none_or(|service| is_of(service, if passed.is_reply { &sources } else { &destinations }))
     }
 
-    pub(super) fn has_verdict(&self, record: &Record) -> bool {
+    /// Whether a record is told of what is meant.
+    pub(super) fn has_record(&self, record: &Record) -> bool {
+        let ends = [&record.source.namespace, &record.destination.namespace];
+        let of_service = record
+            .destination_service
+            .as_ref()
+            .map(|service| &service.namespace);
+        let mut namespaces = ends.into_iter().flatten().chain(of_service);
         self.verdict.is_none_or(|verdict| verdict == record.verdict)
+            && self
+                .namespace
+                .as_ref()
+                .is_none_or(|own| namespaces.any(|namespace| namespace == own))
     }
 }
 

@@ -70,7 +70,15 @@ pub(super) fn locate(name: &str, facts: &Facts) -> Result<Located, NameError> {
             protocol: None,
             ..name.clone()
         };
-        return of_service(&name, known.service(&place, service)?, &facts.snapshot);
+        let service = known.service(&place, service)?;
+        let located = of_service(&name, service, &facts.snapshot)?;
+        // A headless one is its endpoints.
+        let behind = located.service.iter().flat_map(|behind| &behind.endpoints);
+        let is_nobody = located.addresses.is_empty() && behind.count() == 0;
+        return match is_nobody {
+            true => Err(known.no_address(service)),
+            false => Ok(located),
+        };
     }
     // Only a Service's port depends on the protocol.
     let protocol = protocol_of(&name);

@@ -68,6 +68,9 @@ pub enum Refused {
     /// It is none.
     #[error("{0}")]
     Usage(clap::Error),
+    /// There is no such command.
+    #[error("{0} is no command of causeway. What runs on other nodes: {THERE}")]
+    Unknown(String),
     /// An end is not understood.
     #[error(transparent)]
     Ends(#[from] FormError),
@@ -88,7 +91,11 @@ impl Errand {
     /// When it is none, or is not for other nodes.
     pub fn parse(words: &[String]) -> Result<Self, Refused> {
         let line = std::iter::once("causeway".to_owned()).chain(words.iter().cloned());
-        let command = Cli::try_parse_from(line).map_err(Refused::Usage)?.command;
+        let command = Cli::try_parse_from(line).map_err(|error| match error.kind() {
+            clap::error::ErrorKind::InvalidSubcommand => Refused::Unknown(name(words)),
+            _ => Refused::Usage(error),
+        });
+        let command = command?.command;
         let (form, lasts, ends) = match &command {
             Command::Doctor(args) => (whole(args.output), Some(ANSWER), Vec::new()),
             Command::Explain(args) => {
@@ -160,7 +167,7 @@ fn namespace(command: &Command) -> &str {
     match command {
         Command::Explain(args) => &args.ends.namespace,
         Command::Trace(args) => &args.ends.namespace,
-        Command::Flows(args) => &args.namespace,
+        Command::Flows(args) => args.namespace(),
         Command::Capture(args) => &args.namespace,
         _ => NAMESPACE,
     }
@@ -360,7 +367,12 @@ mod tests {
             assert!(refused.contains(why), "{line}: {refused}");
             assert!(refused.ends_with(THERE), "{line}: {refused}");
         }
-        for line in ["docter", "trace", "drops --nobody"] {
+        for line in ["ls", "docter -o json", "bundle"] {
+            let refused = errand(line).expect_err(line).to_string();
+            assert!(refused.ends_with(THERE), "{line}: {refused}");
+        }
+        assert!(matches!(errand("ls -l /"), Err(Refused::Unknown(command)) if command == "ls"));
+        for line in ["trace", "drops --nobody"] {
             assert!(matches!(errand(line), Err(Refused::Usage(_))), "{line}");
         }
         assert!(matches!(

@@ -78,7 +78,13 @@ impl Parts {
     #[must_use]
     pub fn are_ready(&self) -> bool {
         let mut others = self.speakers.iter().filter(|speaker| !speaker.leads);
-        others.all(|speaker| speaker.part.attached.is_some() || speaker.has_ended)
+        others.all(Speaker::is_settled)
+    }
+
+    /// Whether all follow packets, or have ended.
+    #[must_use]
+    pub fn have_begun(&self) -> bool {
+        self.speakers.iter().all(Speaker::is_settled)
     }
 
     /// Those that do not lead and are not ready yet are not waited for any more: what they miss says nothing.
@@ -110,6 +116,11 @@ impl Parts {
 }
 
 impl Speaker {
+    /// It follows packets, or has ended.
+    fn is_settled(&self) -> bool {
+        self.part.attached.is_some() || self.has_ended
+    }
+
     fn lines(&mut self, is_end: bool) {
         for line in take_lines(&mut self.out.bytes, is_end) {
             match serde_json::from_str(&line) {
@@ -186,6 +197,7 @@ mod tests {
     fn lines_become_a_part_however_they_are_cut() {
         let seen = Seen {
             at: "host".to_owned(),
+            entering: None,
             hop: hop(),
         };
         let lines = [
@@ -217,11 +229,13 @@ mod tests {
         parts.take(1, out(&attached()));
         assert!(!parts.are_ready());
         parts.take(2, Piece::Ended(Err("no agent is on it".to_owned())));
-        assert!(parts.are_ready() && !parts.is_enough());
+        assert!(parts.are_ready() && !parts.have_begun() && !parts.is_enough());
         // What another one tells before is no end.
         parts.take(1, told(&[hop()]));
         parts.take(1, Piece::Ended(Ok(0)));
         assert!(!parts.is_enough());
+        parts.take(0, out(&attached()));
+        assert!(parts.have_begun() && !parts.is_enough());
         parts.take(0, Piece::Ended(Ok(2)));
         assert!(parts.is_enough());
     }

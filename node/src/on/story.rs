@@ -90,12 +90,9 @@ pub(super) async fn tell_one(
     for (number, chosen) in leading {
         visits.spawn(asking.visit(number, chosen, Role::Leads, shutdown));
     }
-    if !trace.inject {
-        tell("following packets: Ctrl-C ends it, and tells what was seen");
-    }
     // With the last visit the pieces end.
     drop(asking);
-    listening.until_end(&enough).await;
+    listening.until_end(!trace.inject, &enough).await;
     let parts = parts.finish();
     let Some(story) = Story::joined(&parts) else {
         let why =
@@ -194,10 +191,14 @@ impl Listening<'_> {
         true
     }
 
-    /// Until all have ended, and tells those that they may once it is enough.
-    async fn until_end(&mut self, enough: &CancellationToken) {
+    /// Until all have ended, and tells those that they may once it is enough. `waits`: somebody is to send.
+    async fn until_end(&mut self, mut waits: bool, enough: &CancellationToken) {
         while let Some(piece) = self.pieces.recv().await {
             self.take(Some(piece));
+            if waits && self.parts.have_begun() {
+                waits = false;
+                tell("following packets: Ctrl-C ends it, and tells what was seen");
+            }
             if self.parts.is_enough() {
                 enough.cancel();
             }

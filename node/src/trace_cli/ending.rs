@@ -10,9 +10,10 @@ use trace::Service;
 use trace::cause::Cause;
 use trace::hop::{Flow, Hop, HopKind};
 use trace::namespaces::Found;
+use trace::places::command_at;
 use trace::story::{Packet, Step};
 
-use crate::ends::agents::Agents;
+use crate::ends::agents::{Agent, Agents};
 use crate::ends::pods::Pods;
 use crate::explain::{Explanation, Question, Stage, Vantage};
 
@@ -30,9 +31,9 @@ impl Machine<'_> {
         let hop = &step.hop;
         match &hop.kind {
             HopKind::Dropped { reason, .. } if reason == "NETFILTER_DROP" => {
-                self.spoofed(hop).or_else(|| self.refused(hop))
+                self.spoofed(step).or_else(|| self.refused(hop))
             }
-            HopKind::Dropped { reason, .. } if is_of_device(reason) => self.device_down(hop),
+            HopKind::Dropped { reason, .. } if is_of_device(reason) => self.device_down(step),
             HopKind::Dropped { .. } | HopKind::Consumed { .. } => None,
             HopKind::Received => self.unresolved(hop.netns, &receivers(hop)),
             HopKind::Sent if hop.wrapping.is_some() => None,
@@ -59,31 +60,34 @@ impl Machine<'_> {
             return self.unresolved(netns, &receivers);
         };
         let question = question_of(flow);
-        let look = format!("causeway explain {} {}", question.source, question.destination);
         let of_pod = self.pods.with_address(flow.source.ip());
-        let explanation = match of_pod {
-            Some((_, record)) => self.agents.explain_at(&record.node, &question),
-            None => self.agents.explain(netns, &question),
+        let agent = match of_pod {
+            Some((_, record)) => self.agents.of_node(&record.node),
+            None => self.agents.in_netns(netns),
         };
+        let explanation = agent.and_then(|agent| agent.explain(&question));
         let means = match explanation.as_ref().and_then(refusal) {
             Some(refusal) => format!("Causeway refuses it: {refusal}"),
             None => {
                 format!("a program at the sender's cgroup, as the socket hook, or a rule refuses it: {said}")
             }
         };
-        Some(Cause { means, look })
+        Some(Cause {
+            means,
+            look: vec![asks(agent, &question)],
+        })
     }
 
     /// A next hop that nobody answers for: packets to it wait for its MAC address, and pass no device meanwhile.
     fn unresolved(&self, netns: u32, receivers: &[IpAddr]) -> Option<Cause> {
-        let mut kernel = self.kernel_at(netns)?;
+        let (mut kernel, entering) = self.at(netns)?;
         let mut receivers = receivers.iter();
-        receivers.find_map(|receiver| unresolved(&mut kernel, *receiver))
+        receivers.find_map(|receiver| unresolved(&mut kernel, *receiver, entering))
     }
 
     /// The same of what a tunnel's device wraps: the packet was handed to it, and what it was wrapped in waits.
     fn unresolved_below(&self, hop: &Hop) -> Option<Cause> {
-        let mut kernel = self.kernel_at(hop.netns)?;
+        let (mut kernel, entering) = self.at(hop.netns)?;
         let link = kernel.link_named(&hop.device).ok()??;
         if !matches!(link.kind, LinkKind::Vxlan(_)) {
             return None;
@@ -94,11 +98,12 @@ impl Machine<'_> {
         let mac = neighbours.iter().find(|found| found.address == next)?.mac?;
         let forwarding = kernel.forwarding(link.index).ok()?;
         let entry = forwarding.iter().find(|entry| entry.mac == mac)?;
-        unresolved(&mut kernel, entry.destination)
+        unresolved(&mut kernel, entry.destination, entering)
     }
 
     /// A pod that sends in another's name.
-    fn spoofed(&self, hop: &Hop) -> Option<Cause> {
+    fn spoofed(&self, step: &Step) -> Option<Cause> {
+        let hop = &step.hop;
         let (pod, record) = self.pods.behind(&hop.device)?;
         let [source, destination] = [hop.header.flow.source, hop.header.flow.destination].map(|end| end.ip());
         // It was on its way to the pod, or nobody looks who sends: another rule stopped it.
@@ -112,7 +117,10 @@ impl Machine<'_> {
                 "Causeway refuses it: pod/{pod} may send from {} alone, and it sent from {source} (network.antiSpoofing)",
                 own.join(" and ")
             ),
-            look: format!("who in pod/{pod} sends from {source}; nft list table {table} causeway-guard"),
+            look: vec![
+                format!("who in pod/{pod} sends from {source}"),
+                step.command(&format!("nft list table {table} causeway-guard")),
+            ],
         })
     }
 
@@ -127,27 +135,32 @@ impl Machine<'_> {
     /// A Service that takes nobody, or not this client.
     fn refused(&self, hop: &Hop) -> Option<Cause> {
         let question = question(hop);
-        let explanation = self.agents.explain(hop.netns, &question)?;
+        let agent = self.agents.in_netns(hop.netns)?;
+        let explanation = agent.explain(&question)?;
         let refusal = refusal(&explanation)?;
         Some(Cause {
             means: format!("Causeway refuses it: {refusal}"),
-            look: format!("causeway explain {} {}", question.source, question.destination),
+            look: vec![asks(Some(agent), &question)],
         })
     }
 
     /// A device, or what is behind it, that is down.
-    fn device_down(&self, hop: &Hop) -> Option<Cause> {
-        let link = self.kernel_at(hop.netns)?.link_named(&hop.device).ok()??;
+    fn device_down(&self, step: &Step) -> Option<Cause> {
+        let hop = &step.hop;
+        let link = self.at(hop.netns)?.0.link_named(&hop.device).ok()??;
         let device = &hop.device;
         let (means, look) = match (link.up, link.running) {
             (true, true) => return None,
             (true, false) => (
                 format!("the peer of device {device} is down"),
-                format!("ip link show {device}: NO-CARRIER; set its other end up"),
+                vec![
+                    step.command(&format!("ip link show {device}")),
+                    "its other end: set it up".to_owned(),
+                ],
             ),
             (false, _) => (
                 format!("device {device} is down"),
-                format!("ip link set {device} up"),
+                vec![step.command(&format!("ip link set {device} up"))],
             ),
         };
         Some(Cause { means, look })
@@ -160,22 +173,21 @@ impl Machine<'_> {
     }
 
     /// A receiver of the cluster to which no route of its own leads from here.
-    fn no_way(&self, Step { at, hop, .. }: &Step) -> Option<Cause> {
+    fn no_way(&self, step: &Step) -> Option<Cause> {
+        let Step { at, hop, .. } = step;
         let question = question(hop);
-        let problem = self
-            .agents
-            .explain(hop.netns, &question)
-            .as_ref()
-            .and_then(way_problem);
+        let agent = self.agents.in_netns(hop.netns);
+        let explanation = agent.and_then(|agent| agent.explain(&question));
+        let problem = explanation.as_ref().and_then(way_problem);
         if let Some(problem) = problem {
             return Some(Cause {
                 means: format!("it took the wrong way: {problem}"),
-                look: format!("causeway explain {} {}", question.source, question.destination),
+                look: vec![asks(agent, &question)],
             });
         }
         let receiver = hop.header.flow.destination.ip();
         let (pod, record) = self.pods.with_address(receiver)?;
-        let found = self.kernel_at(hop.netns)?.look_up(&Lookup {
+        let found = self.at(hop.netns)?.0.look_up(&Lookup {
             destination: receiver,
             source: None,
             device: None,
@@ -195,13 +207,17 @@ impl Machine<'_> {
                  machine; now {now}",
                 record.node
             ),
-            look: format!("ip route get {receiver} at {at}; causeway doctor"),
+            look: vec![
+                step.command(&format!("ip route get {receiver}")),
+                format!("causeway doctor{}", agent.map(Agent::option).unwrap_or_default()),
+            ],
         })
     }
 
-    fn kernel_at(&self, netns: u32) -> Option<Netlink> {
+    /// The kernel in a namespace, and what runs a command there.
+    fn at(&self, netns: u32) -> Option<(Netlink, &str)> {
         let found = self.namespaces.iter().find(|found| found.inode == netns)?;
-        Netlink::open_in(&found.namespace).ok()
+        Some((Netlink::open_in(&found.namespace).ok()?, &found.entering))
     }
 }
 
@@ -233,7 +249,7 @@ fn next_hop(kernel: &mut Netlink, receiver: IpAddr) -> Option<(u32, IpAddr)> {
     }
 }
 
-fn unresolved(kernel: &mut Netlink, receiver: IpAddr) -> Option<Cause> {
+fn unresolved(kernel: &mut Netlink, receiver: IpAddr, entering: &str) -> Option<Cause> {
     let (link, next) = next_hop(kernel, receiver)?;
     let neighbours = kernel.neighbours(Some(link)).ok()?;
     let is_asked_for = |found: &&Neighbour| found.address == next && found.mac.is_none();
@@ -244,8 +260,22 @@ fn unresolved(kernel: &mut Netlink, receiver: IpAddr) -> Option<Cause> {
             "NEIGHBOUR unresolved: nobody has answered for {next} at device {device}; what is sent there waits for its MAC \
              address"
         ),
-        look: format!("ip neigh show {next} dev {device}; whether who has {next} is up"),
+        look: vec![
+            command_at(&format!("ip neigh show {next} dev {device}"), Some(entering), ""),
+            format!("whether who has {next} is up"),
+        ],
     })
+}
+
+/// The command that has an agent explain a packet.
+fn asks(
+    agent: Option<&Agent>,
+    Question {
+        source, destination, ..
+    }: &Question,
+) -> String {
+    let option = agent.map(Agent::option).unwrap_or_default();
+    format!("causeway explain{option} {source} {destination}")
 }
 
 fn question(hop: &Hop) -> Question {

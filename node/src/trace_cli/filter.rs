@@ -224,6 +224,8 @@ mod tests {
                 .iter()
                 .map(|address| address.parse().expect("an address"))
                 .collect(),
+            entering: String::new(),
+            path: "/proc/self/ns/net".into(),
         };
         let own = ["172.30.0.11", "10.96.0.10", "10.244.1.0", "fd00::b", "fe80::1"];
         let namespaces = [

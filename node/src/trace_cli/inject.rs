@@ -51,8 +51,8 @@ pub(super) struct Probe {
 pub(super) struct Sender<'a> {
     /// Whether its kernel chooses the address: a node has one for each way.
     pub(super) is_of_node: bool,
-    /// Inode number of its network namespace, where it is a node of this machine.
-    pub(super) node_netns: Option<u32>,
+    /// Inode number of its network namespace, where it is a node or a pod of this machine.
+    pub(super) home: Option<u32>,
     /// A network namespace that was named.
     pub(super) netns: Option<&'a str>,
     /// The cgroup whose sockets a hook translates, where its node has one.
@@ -299,7 +299,7 @@ fn namespace(filter: &Filter, sender: &Sender<'_>, namespaces: &[Found]) -> anyh
         !filter.sources.is_empty(),
         "--inject sends from somebody: name the sender, or its network namespace by --netns"
     );
-    let has_source = |found: &&Found| match sender.node_netns {
+    let has_source = |found: &&Found| match sender.home {
         Some(inode) => found.inode == inode,
         None => found
             .addresses
@@ -316,7 +316,14 @@ fn namespace(filter: &Filter, sender: &Sender<'_>, namespaces: &[Found]) -> anyh
                 sources.join(" and ")
             )
         }
-        _ => bail!("the sender's address is in several network namespaces: name one by --netns"),
+        ref several => bail!(
+            "the sender's address is in several network namespaces: name one by {}",
+            several
+                .iter()
+                .map(|found| format!("--netns {}", found.path.display()))
+                .collect::<Vec<_>>()
+                .join(" or ")
+        ),
     }
 }
 
@@ -351,7 +358,7 @@ mod tests {
         for (filter, part) in rows {
             let sender = Sender {
                 is_of_node: false,
-                node_netns: None,
+                home: None,
                 netns: None,
                 hooked: None,
             };

@@ -120,9 +120,15 @@ pub fn follow(args: &TraceArgs, show: impl Fn(&str) -> bool) -> anyhow::Result<F
         is_of_node,
         netns,
     } = wanted(&args.ends.parse()?, &resolver, Ports::One, &namespaces)?;
+    let homes = resolver.pods.homes(&namespaces);
     let sender = Sender {
         is_of_node,
-        node_netns: netns,
+        home: netns.or_else(|| {
+            filter
+                .sources
+                .iter()
+                .find_map(|source| homes.get(source).copied())
+        }),
         netns: args.netns.as_deref(),
         hooked: match netns {
             Some(netns) => resolver.agents.hooked_in(netns),

@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::cgroup2::{self, Visit};
+use crate::cgroup2::{self, Hierarchy, Visit};
 use crate::logs::tell;
 
 /// A process in the sender's network namespace.
@@ -30,9 +30,16 @@ enum Standing {
 /// Makes a socket as processes of a network namespace (by its inode number) make theirs. `hooked` is the cgroup that
 /// the socket hook is at. Where that cannot be, the socket is made from here, which is told.
 pub(super) fn beside<T>(netns: u32, hooked: Option<&Path>, make: impl FnOnce() -> T) -> T {
-    let Ok(mount_point) = cgroup2::mount_point(Path::new(cgroup2::MOUNTS)) else {
-        return make();
+    let hierarchy = match Hierarchy::seen() {
+        Ok(hierarchy) => hierarchy,
+        Err(why) => {
+            tell_bypassed(hooked, &format!("{why:#}"));
+            return make();
+        }
     };
+    let mount_point = hierarchy.here(hierarchy.mount_point());
+    let hooked = hooked.map(|hooked| hierarchy.here(hooked));
+    let hooked = hooked.as_deref();
     let own = process(std::process::id(), &mount_point);
     let is_there = trace::places::inode("/proc/self/ns/net".as_ref()) == Some(netns);
     let standing = standing(
@@ -54,14 +61,19 @@ pub(super) fn beside<T>(netns: u32, hooked: Option<&Path>, make: impl FnOnce() -
             made
         }
         Err(why) => {
-            if hooked.is_some() {
-                tell(format_args!(
-                    "the probe is not sent from the sender's cgroup, where the socket hook would see it: rules for packets \
-                     translate it instead ({why})"
-                ));
-            }
+            tell_bypassed(hooked, &why);
             make()
         }
+    }
+}
+
+/// Tells that a probe is sent without the hook, where there is one.
+fn tell_bypassed(hooked: Option<&Path>, why: &str) {
+    if hooked.is_some() {
+        tell(format_args!(
+            "the probe is not sent from the sender's cgroup, where the socket hook would see it: rules for packets \
+             translate it instead ({why})"
+        ));
     }
 }
 

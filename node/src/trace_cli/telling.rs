@@ -61,7 +61,14 @@ impl<'t> Telling<'t> {
             return false;
         }
         let at = self.names.of_netns(hop.netns);
-        self.tell(|_| Line::Hop(Box::new(Seen { at, hop: hop.clone() })));
+        let entering = self.names.entering.get(&hop.netns).cloned();
+        self.tell(|_| {
+            Line::Hop(Box::new(Seen {
+                at,
+                entering,
+                hop: hop.clone(),
+            }))
+        });
         true
     }
 
@@ -84,9 +91,13 @@ pub(super) fn own_namespaces(resolver: &Resolver, namespaces: &[Found]) -> BTree
         // No agent runs: this is the node, or nobody knows better.
         own.extend(trace::places::inode("/proc/self/ns/net".as_ref()));
     }
+    let homes = resolver.pods.homes(namespaces);
     let is_pod = |found: &&Found| {
         let mut addresses = found.addresses.iter();
-        addresses.any(|address| resolver.pods.with_address(*address).is_some())
+        addresses.any(|address| {
+            let is_its = homes.get(address).is_none_or(|home| *home == found.inode);
+            is_its && resolver.pods.with_address(*address).is_some()
+        })
     };
     own.extend(namespaces.iter().filter(is_pod).map(|found| found.inode));
     own

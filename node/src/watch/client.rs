@@ -19,6 +19,7 @@ use sha2::{Digest as _, Sha256};
 use tower::{BoxError, ServiceBuilder};
 
 use super::calls::Calls;
+use super::kubeconfig;
 use super::requests::{Asked, Heard, WatchRequests};
 use crate::backoff::Backoff;
 
@@ -80,10 +81,10 @@ pub enum Credentials {
     /// The service account of the pod that this process runs in.
     #[default]
     ServiceAccount,
-    /// A kubeconfig file.
+    /// A kubeconfig.
     Kubeconfig {
-        /// The file.
-        path: PathBuf,
+        /// Its files: of several the first that says something is right.
+        paths: Vec<PathBuf>,
         /// One of its contexts. None = its current one.
         context: Option<String>,
     },
@@ -111,7 +112,7 @@ impl From<Option<PathBuf>> for Credentials {
     /// A kubeconfig, where there is one.
     fn from(path: Option<PathBuf>) -> Self {
         path.map_or(Self::ServiceAccount, |path| Self::Kubeconfig {
-            path,
+            paths: vec![path],
             context: None,
         })
     }
@@ -202,8 +203,9 @@ impl ApiSource {
     fn files(&self) -> Vec<PathBuf> {
         match &self.credentials {
             Credentials::ServiceAccount => vec![Path::new(SERVICE_ACCOUNT).join("ca.crt")],
-            Credentials::Kubeconfig { path, .. } => {
-                [path.clone()].into_iter().chain(files_in(path)).collect()
+            Credentials::Kubeconfig { paths, .. } => {
+                let named = paths.iter().flat_map(|path| files_in(path));
+                paths.iter().cloned().chain(named).collect()
             }
             Credentials::Endpoint { tls: Some(tls), .. } => {
                 let TlsFiles {
@@ -234,18 +236,16 @@ impl ApiSource {
                 });
                 in_cluster.map_err(ConnectError::ServiceAccount)
             }
-            Credentials::Kubeconfig { path, context } => {
-                let error = |source| ConnectError::Kubeconfig {
-                    path: path.clone(),
-                    source,
-                };
+            Credentials::Kubeconfig { paths, context } => {
                 let options = KubeConfigOptions {
                     context: context.clone(),
                     ..KubeConfigOptions::default()
                 };
-                let kubeconfig = Kubeconfig::read_from(path).map_err(error)?;
-                let config = Config::from_custom_kubeconfig(kubeconfig, &options).await;
-                config.map_err(error)
+                let config = Config::from_custom_kubeconfig(kubeconfig::merged(paths)?, &options).await;
+                config.map_err(|source| ConnectError::Kubeconfig {
+                    path: std::env::join_paths(paths).unwrap_or_default().into(),
+                    source,
+                })
             }
             Credentials::Endpoint { url, tls } => {
                 let kubeconfig = kubeconfig_of(url, tls.as_ref());

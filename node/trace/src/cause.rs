@@ -1,378 +1,469 @@
 //! What a drop means. The kernel says why in its own words, and at some places it says nothing: there the place tells.
 
+use std::net::IpAddr;
+
 use serde::{Deserialize, Serialize};
 
 use crate::hop::{Hop, Protocol};
+use crate::places;
 
-/// What a drop means, and what to look at. In the table `DEVICE`, `SENDER` and `RECEIVER` stand for those of the packet.
+/// What a drop means, and what to look at.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cause {
     /// In words.
     pub means: String,
-    /// What shows or mends it.
-    pub look: String,
+    /// What shows or mends it: commands that run as they stand, or what else to look at.
+    pub look: Vec<String>,
 }
 
-impl Cause {
-    /// The same of this packet: with its device and its addresses in place of the words for them.
+/// Where a packet ended, and whose it was.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Scene<'a> {
+    /// The device that it was at; empty where it was at none.
+    pub device: &'a str,
+    /// Its sender.
+    pub sender: Option<IpAddr>,
+    /// Its receiver.
+    pub receiver: Option<IpAddr>,
+    /// What the network namespace is called.
+    pub at: &'a str,
+    /// What runs a command there, as [`places::Names::entering`] has it.
+    pub entering: Option<&'a str>,
+}
+
+/// What to look at. As in the texts beside it, `DEVICE`, `SENDER` and `RECEIVER` stand for those of the packet.
+#[derive(Clone, Copy, Debug)]
+enum Look {
+    /// A command that tells of the network namespace where it ended.
+    There(&'static str),
+    /// Anything else.
+    Say(&'static str),
+}
+use Look::{Say, There};
+
+impl<'a> Scene<'a> {
+    /// That of a hop, and what its network namespace is called.
     #[must_use]
-    pub fn about(self, hop: &Hop) -> Self {
+    pub fn of(hop: &'a Hop, at: &'a str, entering: Option<&'a str>) -> Self {
         let flow = hop.header.flow;
-        let device = Some(hop.device.as_str()).filter(|device| !device.is_empty());
-        let name = |text: String| {
-            let text = text.replace("DEVICE", device.unwrap_or("DEVICE"));
-            let text = text.replace("SENDER", &flow.source.ip().to_string());
-            text.replace("RECEIVER", &flow.destination.ip().to_string())
-        };
         Self {
-            means: name(self.means),
-            look: name(self.look),
+            device: &hop.device,
+            sender: Some(flow.source.ip()),
+            receiver: Some(flow.destination.ip()),
+            at,
+            entering,
         }
+    }
+
+    fn cause(&self, means: &str, look: &[Look]) -> Cause {
+        let look = look.iter().map(|look| match look {
+            There(command) => places::command_at(&self.name(command), self.entering, self.at),
+            Say(what) => self.name(what),
+        });
+        Cause {
+            means: self.name(means),
+            look: look.collect(),
+        }
+    }
+
+    /// The text with the packet's device and addresses in place of the words for them.
+    fn name(&self, text: &str) -> String {
+        let address = |address: Option<IpAddr>| address.map(|address| address.to_string());
+        let device = Some(self.device).filter(|device| !device.is_empty());
+        let words = [
+            ("DEVICE", device.map(str::to_owned)),
+            ("SENDER", address(self.sender)),
+            ("RECEIVER", address(self.receiver)),
+        ];
+        let known = words.into_iter().filter_map(|(word, known)| Some((word, known?)));
+        known.fold(text.to_owned(), |text, (word, known)| text.replace(word, &known))
     }
 }
 
 /// A row: reason, the beginning of the place's name, what it means, what to look at. Empty: any.
-type Row = (&'static str, &'static str, &'static str, &'static str);
+type Row = (&'static str, &'static str, &'static str, &'static [Look]);
 
 /// The first row that fits is taken. Reasons are those of include/net/dropreason-core.h; a place is where a function
 /// gives no reason of its own.
-const ROWS: [Row; 43] = [
+const ROWS: [Row; 42] = [
     (
         "NETFILTER_DROP",
         "",
         "a rule of nftables or iptables dropped it",
-        "nft list ruleset, iptables-save",
+        &[There("nft list ruleset"), There("iptables-save")],
     ),
     (
         "NO_TX_TARGET",
         "vxlan",
         "the VXLAN device knows no node for the packet's MAC address: the FDB entry is missing",
-        "bridge fdb show dev DEVICE; does the lease of the other node exist?",
+        &[
+            There("bridge fdb show dev DEVICE"),
+            Say("whether the other node has a lease"),
+        ],
     ),
     (
         "VXLAN_VNI_NOT_FOUND",
         "",
         "no VXLAN device of this node has the packet's network identifier",
-        "ip -d link show type vxlan",
+        &[There("ip -d link show type vxlan")],
     ),
     (
         "NO_SOCKET",
         "__udp",
         "nobody listens at this UDP port",
-        "ss -uln; for VXLAN: ip -d link show type vxlan",
+        &[There("ss -uln"), There("ip -d link show type vxlan")],
     ),
     (
         "NO_SOCKET",
         "",
         "nobody listens at this address and port",
-        "ss -tln",
+        &[There("ss -tln")],
     ),
     (
         "IP_RPFILTER",
         "",
         "the way back to the sender is not by the device that it came from (rp_filter)",
-        "ip route get SENDER; sysctl net.ipv4.conf.all.rp_filter",
+        &[
+            There("ip route get SENDER"),
+            There("sysctl net.ipv4.conf.all.rp_filter"),
+        ],
     ),
     (
         "NEIGH_FAILED",
         "",
         "nobody answers for the next hop's address on the link",
-        "ip neigh show",
+        &[There("ip neigh show")],
     ),
     (
         "NEIGH_QUEUEFULL",
         "",
         "too many packets wait for the next hop's MAC address",
-        "ip neigh show",
+        &[There("ip neigh show")],
     ),
     (
         "NEIGH_CREATEFAIL",
         "",
         "the table of neighbours is full",
-        "sysctl net.ipv4.neigh.default.gc_thresh3",
+        &[There("sysctl net.ipv4.neigh.default.gc_thresh3")],
     ),
     (
         "IP_OUTNOROUTES",
         "",
         "there is no route to the receiver",
-        "ip route get RECEIVER",
+        &[There("ip route get RECEIVER")],
     ),
     (
         "IP_INNOROUTES",
         "",
         "there is no route to the receiver",
-        "ip route get RECEIVER from SENDER iif DEVICE",
+        &[There("ip route get RECEIVER from SENDER iif DEVICE")],
     ),
     (
         "IP_LOCALNET",
         "",
         "loopback addresses do not leave their host",
-        "sysctl net.ipv4.conf.all.route_localnet",
+        &[There("sysctl net.ipv4.conf.all.route_localnet")],
     ),
     (
         "IP_LOCAL_SOURCE",
         "",
         "the sender's address is one of the receiver's own",
-        "ip address show",
+        &[There("ip address show")],
     ),
     (
         "IP_INVALID_SOURCE",
         "",
         "the sender's address cannot be one",
-        "ip address show",
+        &[There("ip address show")],
     ),
     (
         "PKT_TOO_BIG",
         "",
         "it is larger than device DEVICE takes (MTU)",
-        "ip link show; the MTU of pods must leave room for the tunnel",
+        &[
+            There("ip link show"),
+            Say("the MTU of pods must leave room for the tunnel"),
+        ],
     ),
     (
         "NOT_SPECIFIED",
         "__dev_forward_skb",
         "the other end of the veth DEVICE is down, or takes no packets of that size: the MTUs of its ends differ",
-        "ip link show, on both ends",
+        &[
+            There("ip -d link show dev DEVICE"),
+            Say("the same of its other end"),
+        ],
     ),
     (
         "NOT_SPECIFIED",
         "veth_xmit",
         "the other end of the veth DEVICE is down, or takes no packets of that size: the MTUs of its ends differ",
-        "ip link show, on both ends",
+        &[
+            There("ip -d link show dev DEVICE"),
+            Say("the same of its other end"),
+        ],
     ),
     (
         "NOT_SPECIFIED",
         "ip_forward",
         "the host does not forward it",
-        "sysctl net.ipv4.ip_forward; the packet's TTL and size",
+        &[
+            There("sysctl net.ipv4.ip_forward"),
+            Say("the packet's TTL and size"),
+        ],
     ),
     (
         "NOT_SPECIFIED",
         "ip6_forward",
         "the host does not forward it",
-        "sysctl net.ipv6.conf.all.forwarding; the packet's hop limit and size",
+        &[
+            There("sysctl net.ipv6.conf.all.forwarding"),
+            Say("the packet's hop limit and size"),
+        ],
     ),
     (
         "NOT_SPECIFIED",
         "ip_error",
         "there is no route to the receiver, or forwarding is off",
-        "ip route get RECEIVER; sysctl net.ipv4.ip_forward",
+        &[
+            There("ip route get RECEIVER"),
+            There("sysctl net.ipv4.ip_forward"),
+        ],
     ),
     (
         "TC_INGRESS",
         "",
         "a program or filter at the device's ingress (tc) dropped it",
-        "tc filter show dev DEVICE ingress; bpftool net",
+        &[There("tc filter show dev DEVICE ingress"), There("bpftool net")],
     ),
     (
         "TC_EGRESS",
         "",
         "a program or filter at the device's egress (tc) dropped it",
-        "tc filter show dev DEVICE egress; bpftool net",
+        &[There("tc filter show dev DEVICE egress"), There("bpftool net")],
     ),
     (
         "XDP",
         "",
         "an XDP program at the device dropped it",
-        "ip link show; bpftool net",
+        &[There("ip link show"), There("bpftool net")],
     ),
     (
         "QDISC_DROP",
         "",
         "device DEVICE or its peer is down, or its queue is full",
-        "ip link show DEVICE: NO-CARRIER is a peer that is down; tc -s qdisc show dev DEVICE",
+        &[
+            There("ip link show DEVICE"),
+            There("tc -s qdisc show dev DEVICE"),
+            Say("NO-CARRIER is a peer that is down"),
+        ],
     ),
     (
         "DEV_READY",
         "",
         "device DEVICE or its peer is down",
-        "ip link show DEVICE, and its other end",
+        &[There("ip link show DEVICE"), Say("the same of its other end")],
     ),
     (
         "SOCKET_RCVBUFF",
         "",
         "the socket's buffer is full: the program reads too slowly",
-        "ss -nmp",
+        &[There("ss -nmp")],
     ),
     (
         "SOCKET_FILTER",
         "",
         "a filter at the socket, or a program at its cgroup, dropped it",
-        "bpftool cgroup tree",
+        &[Say("bpftool cgroup tree")],
     ),
     (
         "TCP_LISTEN_OVERFLOW",
         "",
         "the listener's queue is full: the program accepts too slowly",
-        "ss -tln",
+        &[There("ss -tln")],
     ),
     (
         "TCP_CSUM",
         "",
         "TCP's checksum is wrong",
-        "ethtool -k DEVICE: try without tx-checksumming",
+        &[There("ethtool -k DEVICE"), Say("try without tx-checksumming")],
     ),
     (
         "UDP_CSUM",
         "",
         "UDP's checksum is wrong",
-        "ethtool -k DEVICE: try without tx-checksumming",
+        &[There("ethtool -k DEVICE"), Say("try without tx-checksumming")],
     ),
     (
         "QUEUE_PURGE",
         "",
         "it had arrived: the socket was closed before it was read",
-        "the program at that socket",
+        &[Say("the program at that socket")],
     ),
     (
         "BPF_CGROUP_EGRESS",
         "",
         "a program at the sender's cgroup dropped it",
-        "bpftool cgroup tree",
+        &[Say("bpftool cgroup tree")],
     ),
     (
         "CPU_BACKLOG",
         "",
         "the CPU's queue of received packets was full",
-        "cat /proc/net/softnet_stat; sysctl net.core.netdev_max_backlog",
+        &[
+            Say("cat /proc/net/softnet_stat"),
+            Say("sysctl net.core.netdev_max_backlog"),
+        ],
     ),
     (
         "FULL_RING",
         "",
         "the device's ring was full",
-        "ip -s link show dev DEVICE",
-    ),
-    (
-        "DEV_READY",
-        "",
-        "the device, or the other end of its cable, is down",
-        "ip link show, on both ends",
+        &[There("ip -s link show dev DEVICE")],
     ),
     (
         "SOCKET_BACKLOG",
         "",
         "the socket's backlog is full: the program reads too slowly",
-        "ss -nmp",
+        &[There("ss -nmp")],
     ),
     (
         "PROTO_MEM",
         "",
         "the protocol may use no more memory",
-        "cat /proc/net/sockstat; sysctl net.ipv4.tcp_mem net.ipv4.udp_mem",
+        &[
+            There("cat /proc/net/sockstat"),
+            Say("sysctl net.ipv4.tcp_mem net.ipv4.udp_mem"),
+        ],
     ),
     (
         "TCP_ZEROWINDOW",
         "",
         "the receiver's window is closed: the program reads too slowly",
-        "ss -tnmp",
+        &[There("ss -tnmp")],
     ),
     (
         "TCP_OFO_QUEUE_PRUNE",
         "",
         "no room was left for segments that came before their turn",
-        "ss -tnmp",
+        &[There("ss -tnmp")],
     ),
     (
         "IPV6DISABLED",
         "",
         "IPv6 is switched off at the device",
-        "sysctl net.ipv6.conf.DEVICE.disable_ipv6",
+        &[There("sysctl net.ipv6.conf.DEVICE.disable_ipv6")],
     ),
     (
         "FRAG_REASM_TIMEOUT",
         "",
         "the other fragments of it did not come in time",
-        "a fragment is dropped elsewhere: causeway drops on the way",
+        &[Say(
+            "a fragment is dropped elsewhere: causeway drops, at each node of its way",
+        )],
     ),
     (
         "TCP_RFC7323_PAWS",
         "",
         "its time stamp is older than one that was seen: a copy, or a sender behind the same address",
-        "sysctl net.ipv4.tcp_timestamps, at the sender",
+        &[Say("sysctl net.ipv4.tcp_timestamps, at the sender")],
     ),
     (
         "OTHERHOST",
         "",
         "its MAC address is another host's",
-        "ip neigh show, at the sender",
+        &[Say("ip neigh show, at the sender")],
     ),
 ];
 
 /// What a drop means; `None` where the kernel's words are all that is known.
 #[must_use]
-pub fn of(reason: &str, place: &str) -> Option<Cause> {
+pub fn of(reason: &str, place: &str, scene: &Scene<'_>) -> Option<Cause> {
     let found = ROWS
         .iter()
         .find(|(row_reason, at, ..)| *row_reason == reason && place.starts_with(at));
-    found.map(|(_, _, means, look)| Cause {
-        means: (*means).to_owned(),
-        look: (*look).to_owned(),
-    })
+    found.map(|(_, _, means, look)| scene.cause(means, look))
 }
 
 /// Answers that refuse: TCP's, and errors by ICMP as [`crate::hop`] calls them; what they mean, and what to look at.
 /// `SENDER` is who refuses.
-const REFUSALS: [(&str, &str, &str); 10] = [
+const REFUSALS: [(&str, &str, &[Look]); 10] = [
     (
         "port unreachable",
         "nobody listens at this UDP port of SENDER, or a rule there rejects it",
-        "ss -uln; nft list ruleset, iptables-save, where SENDER is",
+        &[
+            There("ss -uln"),
+            There("nft list ruleset"),
+            There("iptables-save"),
+        ],
     ),
     (
         "host unreachable",
         "SENDER knows no way to the receiver: nobody on the link answers for its address, or a route refuses it",
-        "ip neigh show; ip route, where SENDER is",
+        &[There("ip neigh show"), There("ip route")],
     ),
     (
         "address unreachable",
         "SENDER knows no way to the receiver: nobody on the link answers for its address, or a route refuses it",
-        "ip -6 neigh show; ip -6 route, where SENDER is",
+        &[There("ip -6 neigh show"), There("ip -6 route")],
     ),
     (
         "network unreachable",
         "SENDER has no route to the receiver",
-        "ip route, where SENDER is",
+        &[There("ip route")],
     ),
     (
         "no route",
         "SENDER has no route to the receiver",
-        "ip -6 route, where SENDER is",
+        &[There("ip -6 route")],
     ),
     (
         "administratively prohibited",
         "a rule, or a route, of SENDER rejects it",
-        "nft list ruleset, iptables-save; ip route, where SENDER is",
+        &[
+            There("nft list ruleset"),
+            There("iptables-save"),
+            There("ip route"),
+        ],
     ),
     (
         "time exceeded",
         "it went in a circle, or over more hops than its TTL allows, and ended at SENDER",
-        "ip route get, at each node of its way",
+        &[Say("ip route get, at each node of its way")],
     ),
     (
         "fragmentation needed",
         "it is larger than the next link of SENDER takes (MTU), and may not be cut up",
-        "ip link show, where SENDER is; the MTU of pods must leave room for the tunnel",
+        &[
+            There("ip link show"),
+            Say("the MTU of pods must leave room for the tunnel"),
+        ],
     ),
     (
         "packet too big",
         "it is larger than the next link of SENDER takes (MTU)",
-        "ip link show, where SENDER is; the MTU of pods must leave room for the tunnel",
+        &[
+            There("ip link show"),
+            Say("the MTU of pods must leave room for the tunnel"),
+        ],
     ),
     (
         "RST",
         "nobody listens at this address and port, or a rule rejects it",
-        "ss -tln; nft list ruleset, iptables-save, where SENDER is",
+        &[
+            There("ss -tln"),
+            There("nft list ruleset"),
+            There("iptables-save"),
+        ],
     ),
 ];
 
 /// What an answer means that says no: an error by ICMP, or TCP's RST. `None` where it is none of these.
 #[must_use]
-pub fn of_refusal(protocol: Protocol, what: &str) -> Option<Cause> {
+pub fn of_refusal(protocol: Protocol, what: &str, scene: &Scene<'_>) -> Option<Cause> {
     let name = if protocol == Protocol::TCP { "RST" } else { what };
     let found = REFUSALS.iter().find(|(row, ..)| *row == name);
-    found.map(|(_, means, look)| Cause {
-        means: (*means).to_owned(),
-        look: (*look).to_owned(),
-    })
+    found.map(|(_, means, look)| scene.cause(means, look))
 }
 
 #[cfg(test)]
@@ -381,7 +472,7 @@ mod tests {
 
     #[test]
     fn the_place_tells_where_the_reason_does_not() {
-        let means = |reason, place| of(reason, place).map(|cause| cause.means);
+        let means = |reason, place| of(reason, place, &Scene::default()).map(|cause| cause.means);
         let rows = [
             ("NO_TX_TARGET", "vxlan_xmit", "FDB entry is missing"),
             ("NOT_SPECIFIED", "__dev_forward_skb2", "MTUs of its ends differ"),
@@ -404,8 +495,42 @@ mod tests {
     }
 
     #[test]
+    fn commands_run_as_they_stand_where_the_packet_ended() {
+        let look = |entering| {
+            let scene = Scene {
+                device: "vethp",
+                sender: Some([10, 241, 0, 5].into()),
+                receiver: None,
+                at: "node-1",
+                entering,
+            };
+            of("IP_RPFILTER", "ip_rcv_finish_core", &scene)
+                .expect("known")
+                .look
+        };
+        let setting = "sysctl net.ipv4.conf.all.rp_filter";
+        assert_eq!(look(Some("")), ["ip route get 10.241.0.5", setting]);
+        let within = "ip netns exec node-1";
+        assert_eq!(
+            look(Some(within)),
+            [
+                format!("{within} ip route get 10.241.0.5"),
+                format!("{within} {setting}")
+            ]
+        );
+        // Nobody knows how to get there.
+        assert_eq!(
+            look(None),
+            [
+                "ip route get 10.241.0.5  # at node-1".to_owned(),
+                format!("{setting}  # at node-1")
+            ]
+        );
+    }
+
+    #[test]
     fn a_refusal_means_something_by_each_of_its_names() {
-        let means = |protocol, what| of_refusal(protocol, what).map(|cause| cause.means);
+        let means = |protocol, what| of_refusal(protocol, what, &Scene::default()).map(|cause| cause.means);
         let rows = [
             (
                 Protocol::TCP,

@@ -15,10 +15,14 @@ use crate::places::inode;
 pub struct Found {
     /// Its inode number.
     pub inode: u32,
+    /// A path that leads to it: a pin, or that of a process.
+    pub path: PathBuf,
     /// The namespace.
     pub namespace: Namespace,
     /// The addresses of its devices, loopback's left out.
     pub addresses: Vec<IpAddr>,
+    /// What runs a command there: put before it, and empty for the caller's own.
+    pub entering: String,
 }
 
 /// Every namespace that is pinned or that a process of this machine is in. What goes away meanwhile is left out.
@@ -32,14 +36,50 @@ pub fn of_this_machine() -> Vec<Found> {
         }
     }
     let found = paths.into_iter().filter_map(|(inode, path)| {
-        let namespace = Namespace::open(path).ok()?;
+        let namespace = Namespace::open(&path).ok()?;
         Some(Found {
             inode,
             addresses: addresses(&namespace).ok()?,
             namespace,
+            entering: entering(inode, &path),
+            path,
         })
     });
     found.collect()
+}
+
+/// What runs a command in the network namespace of a process: put before it, and empty where that is the caller's own, or
+/// the process is gone.
+#[must_use]
+pub fn entering_that_of(pid: i32) -> String {
+    let path = PathBuf::from(format!("/proc/{pid}/ns/net"));
+    let Some(own) = inode(&path) else {
+        return String::new();
+    };
+    let pin = pinned().into_iter().map(|(_, pin)| pin);
+    let pin = pin.into_iter().find(|pin| inode(pin) == Some(own));
+    entering(own, &pin.unwrap_or(path))
+}
+
+/// What runs a command in the network namespace that `ip netns` calls so, put before it.
+#[must_use]
+pub fn entering_pin(name: &str) -> String {
+    format!("ip netns exec {name}")
+}
+
+/// The same by a namespace's number, and a path that leads to it: a pin, or that of a process.
+pub(crate) fn entering(number: u32, path: &Path) -> String {
+    if inode("/proc/self/ns/net".as_ref()) == Some(number) {
+        return String::new();
+    }
+    match path.strip_prefix(PIN_DIRECTORY) {
+        Ok(name) => entering_pin(&name.to_string_lossy()),
+        Err(_) => {
+            // `/`, `proc`, its number.
+            let process = path.iter().nth(2).unwrap_or_default();
+            format!("nsenter -t {} -n", process.display())
+        }
+    }
 }
 
 fn addresses(namespace: &Namespace) -> netlink::Result<Vec<IpAddr>> {

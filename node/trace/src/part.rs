@@ -62,6 +62,9 @@ pub struct Attached {
 pub struct Seen {
     /// That name.
     pub at: String,
+    /// What runs a command there on its machine, as [`Names::entering`](crate::Names::entering) has it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub entering: Option<String>,
     /// The hop.
     #[serde(flatten)]
     pub hop: Hop,

@@ -137,11 +137,16 @@ impl Functions {
     }
 }
 
+/// What the network namespace of what is in none is called.
+const NOWHERE: &str = "-";
+
 /// What people call network namespaces.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Names {
     /// By inode number: a pod's name, or what `ip netns` calls it.
     pub netns: BTreeMap<u32, String>,
+    /// What runs a command there, by the same number: put before it, and empty for the caller's own.
+    pub entering: BTreeMap<u32, String>,
     /// Pods by their addresses.
     pub pods: BTreeMap<IpAddr, String>,
 }
@@ -150,17 +155,22 @@ impl Names {
     /// The names under which namespaces are pinned on this machine, and `host` for that of process 1 and the own one.
     #[must_use]
     pub fn of_this_machine() -> Self {
-        let mut netns = BTreeMap::new();
+        let (mut netns, mut entering) = (BTreeMap::new(), BTreeMap::new());
         for (name, path) in crate::namespaces::pinned() {
-            inode(&path).map(|inode| netns.insert(inode, name));
+            if let Some(inode) = inode(&path) {
+                entering.insert(inode, crate::namespaces::entering(inode, &path));
+                netns.insert(inode, name);
+            }
         }
         // In some containers process 1 shows its namespaces to nobody.
         for path in ["/proc/1/ns/net", "/proc/self/ns/net"] {
             let own = inode(path.as_ref());
             own.map(|inode| netns.entry(inode).or_insert_with(|| "host".to_owned()));
+            own.map(|inode| entering.insert(inode, crate::namespaces::entering(inode, path.as_ref())));
         }
         Self {
             netns,
+            entering,
             pods: BTreeMap::new(),
         }
     }
@@ -170,9 +180,21 @@ impl Names {
     pub fn of_netns(&self, inode: u32) -> String {
         match self.netns.get(&inode) {
             Some(name) => name.clone(),
-            None if inode == 0 => "-".to_owned(),
+            None if inode == 0 => NOWHERE.to_owned(),
             None => format!("netns:{inode}"),
         }
+    }
+}
+
+/// A command that tells of a network namespace, as it is run from here by what enters it. Where nobody knows how to, it
+/// says itself where it belongs.
+#[must_use]
+pub fn command_at(command: &str, entering: Option<&str>, at: &str) -> String {
+    match entering {
+        Some("") => command.to_owned(),
+        Some(entering) => format!("{entering} {command}"),
+        None if at.is_empty() || at == NOWHERE => command.to_owned(),
+        None => format!("{command}  # at {at}"),
     }
 }
 

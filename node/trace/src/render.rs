@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::cause::{self, Cause};
+use crate::cause::{self, Cause, Scene};
 use crate::hop::{Flow, Hop, HopKind, Protocol};
 use crate::story::{Gone, Packet, Step, Story, Verdict};
 
@@ -363,19 +363,29 @@ fn conclusions(story: &Story) -> Vec<String> {
                 "nobody dropped it, and nobody answered"
             };
             let mut lines = vec![format!("{what}: it was seen last at {}", place(step, story))];
-            lines.extend(step.cause.iter().flat_map(cause_lines));
+            lines.extend(
+                step.cause
+                    .iter()
+                    .flat_map(|cause| cause_lines(cause, step, story)),
+            );
             if reply.is_none() && matches!(step.hop.kind, HopKind::Consumed { .. }) {
                 lines.push(
                     "means:   its receiver has taken it: that has no way back to the sender, or says nothing"
                         .to_owned(),
                 );
-                lines.push("look at: ip route get SENDER, where the receiver is; causeway doctor".to_owned());
+                let sender = step.hop.header.flow.source.ip();
+                lines.push(format!(
+                    "look at: {}{}",
+                    step.command(&format!("ip route get {sender}")),
+                    where_to(step, story)
+                ));
+                lines.push("look at: causeway doctor".to_owned());
             }
             lines
         }
         (Verdict::NothingSeen, _) if story.is_probe => {
             let mut lines = vec!["a probe was sent, and no device had a packet of it".to_owned()];
-            lines.extend(story.cause.iter().flat_map(cause_lines));
+            lines.extend(story.cause.iter().flat_map(bare_cause_lines));
             lines
         }
         (Verdict::NothingSeen, _) => {
@@ -405,7 +415,7 @@ fn dropped_lines(step: &Step, story: &Story) -> Vec<String> {
         place(step, story)
     )];
     match &step.cause {
-        Some(cause) => lines.extend(cause_lines(cause)),
+        Some(cause) => lines.extend(cause_lines(cause, step, story)),
         None => lines.push("means:   not known; the kernel's function is where it ended".to_owned()),
     }
     lines
@@ -415,7 +425,7 @@ fn dropped_lines(step: &Step, story: &Story) -> Vec<String> {
 fn refused_lines(story: &Story) -> Vec<String> {
     let Some(refusal) = story.refusal() else {
         let mut lines = vec!["REFUSED before there was a packet: its socket was told so".to_owned()];
-        lines.extend(story.cause.iter().flat_map(cause_lines));
+        lines.extend(story.cause.iter().flat_map(bare_cause_lines));
         return lines;
     };
     let header = &refusal.hop.header;
@@ -426,17 +436,26 @@ fn refused_lines(story: &Story) -> Vec<String> {
         header.flow.protocol,
         header.what
     )];
-    let said = cause::of_refusal(header.flow.protocol, &header.what);
-    let said = said.map(|cause| cause.about(&refusal.hop));
+    let refuser = header.flow.source.ip().to_string();
+    let scene = match refusal.hop.kind {
+        // It was seen where it was made.
+        HopKind::Sent => refusal.scene(),
+        _ => Scene {
+            at: &refuser,
+            entering: None,
+            ..refusal.scene()
+        },
+    };
+    let said = cause::of_refusal(header.flow.protocol, &header.what, &scene);
     match story.drop() {
         // The answer says more than the place in the kernel does.
         Some(dropped) if is_without_reason(dropped) && header.flow.protocol != Protocol::TCP => {
             lines.extend(dropped_lines(dropped, story).into_iter().take(1));
-            lines.extend(said.iter().flat_map(cause_lines));
+            lines.extend(said.iter().flat_map(|cause| cause_lines(cause, refusal, story)));
         }
         Some(dropped) => lines.extend(dropped_lines(dropped, story)),
         // Who refused it is not here, or needed no rule for it.
-        None => lines.extend(said.iter().flat_map(cause_lines)),
+        None => lines.extend(said.iter().flat_map(|cause| cause_lines(cause, refusal, story))),
     }
     lines
 }
@@ -448,7 +467,7 @@ fn is_without_reason(step: &Step) -> bool {
 fn left_lines(step: &Step, story: &Story) -> Vec<String> {
     let mut lines = vec![left_line(step, story)];
     if let Some(cause) = &step.cause {
-        lines.extend(cause_lines(cause));
+        lines.extend(cause_lines(cause, step, story));
         return lines;
     }
     let to = story.gone.as_ref().and_then(|gone| gone.to.as_ref());
@@ -467,11 +486,15 @@ fn left_lines(step: &Step, story: &Story) -> Vec<String> {
             let other = wrapping.flow.destination.ip();
             format!("look at: the same trace on the machine that has {other}")
         }
-        (None, None) => format!(
-            "look at: ip route get {} at {}, and what is behind that device",
-            step.hop.header.flow.destination.ip(),
-            step.at
-        ),
+        (None, None) => {
+            let route = format!("ip route get {}", step.hop.header.flow.destination.ip());
+            let route = format!("look at: {}{}", step.command(&route), where_to(step, story));
+            return [
+                lines,
+                vec![route, "look at: what is behind that device".to_owned()],
+            ]
+            .concat();
+        }
     });
     lines
 }
@@ -501,11 +524,26 @@ fn left_line(step: &Step, story: &Story) -> String {
     }
 }
 
-fn cause_lines(cause: &Cause) -> [String; 2] {
-    [
-        format!("means:   {}", cause.means),
-        format!("look at: {}", cause.look),
-    ]
+/// Why it ended at this step, and what to look at.
+fn cause_lines(cause: &Cause, step: &Step, story: &Story) -> Vec<String> {
+    let mut lines = bare_cause_lines(cause);
+    let looks = lines.iter_mut().skip(1);
+    looks.for_each(|look| look.push_str(&where_to(step, story)));
+    lines
+}
+
+/// On which of several nodes a command tells something.
+fn where_to(step: &Step, story: &Story) -> String {
+    match is_of_several(story) {
+        true => format!("  # on {}", step.hop.node),
+        false => String::new(),
+    }
+}
+
+fn bare_cause_lines(cause: &Cause) -> Vec<String> {
+    let means = format!("means:   {}", cause.means);
+    let look = cause.look.iter().map(|look| format!("look at: {look}"));
+    [means].into_iter().chain(look).collect()
 }
 
 /// The node where there are several, the namespace, and the device where there is one.

@@ -1,7 +1,7 @@
 //! What is told of drops, to people and to programs.
 
 use jiff::Timestamp;
-use trace::cause;
+use trace::cause::{self, Scene};
 use trace::drops::{Dropped, Kind, Report, Uncounted, render};
 use trace::hop::Protocol;
 
@@ -28,6 +28,18 @@ fn kind(reason: &str, place: &str, protocol: Protocol, ends: (&str, &str, Option
 }
 
 fn dropped(packets: u64, place: &str, kind: Kind) -> Dropped {
+    let entering = match place {
+        "node-1" => Some("ip netns exec node-1"),
+        "host" => Some(""),
+        _ => None,
+    };
+    let scene = Scene {
+        device: &kind.device,
+        sender: kind.source,
+        receiver: kind.destination,
+        at: place,
+        entering,
+    };
     Dropped {
         packets,
         bytes: packets * 60,
@@ -36,7 +48,7 @@ fn dropped(packets: u64, place: &str, kind: Kind) -> Dropped {
         at: place.to_owned(),
         source_pod: None,
         destination_pod: None,
-        cause: cause::of(&kind.reason, &kind.place),
+        cause: cause::of(&kind.reason, &kind.place, &scene),
         ordinary: false,
         kind,
     }
@@ -116,13 +128,15 @@ PACKETS  BYTES  WHEN (UTC)         AT            DEVICE  WHY                    
 
 IP_RPFILTER in ip_rcv_finish_core
   means:   the way back to the sender is not by the device that it came from (rp_filter)
-  look at: ip route get SENDER; sysctl net.ipv4.conf.all.rp_filter
+  look at: ip netns exec node-1 ip route get 10.244.1.2
+  look at: ip netns exec node-1 sysctl net.ipv4.conf.all.rp_filter
 NETFILTER_DROP in nft_do_chain
   means:   a rule of nftables or iptables dropped it
-  look at: nft list ruleset, iptables-save
+  look at: ip netns exec node-1 nft list ruleset
+  look at: ip netns exec node-1 iptables-save
 NO_SOCKET in tcp_v4_rcv
   means:   nobody listens at this address and port
-  look at: ss -tln
+  look at: ss -tln  # at pod/shop/web
 
 37 more that are part of normal traffic: --all
 every drop was counted
@@ -160,7 +174,7 @@ fn programs_are_told_the_same() {
         "reason": "NO_SOCKET", "place": "tcp_v4_rcv", "ethertype": 0x0800, "protocol": "tcp", "opens": true, "wrapped": false,
         "source": "10.244.1.2", "sourcePod": "pod/shop/client",
         "destination": "10.244.1.3", "destinationPort": 81, "destinationPod": "pod/shop/web",
-        "cause": {"means": "nobody listens at this address and port", "look": "ss -tln"},
+        "cause": {"means": "nobody listens at this address and port", "look": ["ss -tln  # at pod/shop/web"]},
         "ordinary": false,
     });
     let told: serde_json::Value = serde_json::from_str(&render::json(&report())).expect("JSON");

@@ -44,6 +44,7 @@ fn names() -> Names {
         pods: pods
             .map(|(address, name)| (address.parse().expect("an address"), name.to_owned()))
             .into(),
+        ..Names::default()
     }
 }
 

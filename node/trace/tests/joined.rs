@@ -188,6 +188,7 @@ fn part(node: &str, kernel: &str, hops: Vec<Hop>) -> Part {
     };
     let seen = hops.iter().map(|hop| Seen {
         at: names.of_netns(hop.netns),
+        entering: None,
         hop: hop.clone(),
     });
     let addresses = match is_first {
@@ -311,6 +312,7 @@ fn what_nobody_would_have_seen_has_left_and_is_not_lost() {
                 let other = hop((1, 1), (HOST, "eth0"), Sent, 64, syn_ack("10.241.0.9:8080"));
                 let seen = Seen {
                     at: "host".to_owned(),
+                    entering: None,
                     hop: other,
                 };
                 part.hops = vec![seen; MOST_HOPS];
@@ -364,7 +366,7 @@ fn where_the_machine_that_it_left_knows_why_it_does_not_come_that_is_told() {
     let mut parts = two(request_1(), Vec::new());
     let cause = Cause {
         means: "NEIGHBOUR unresolved".to_owned(),
-        look: "there".to_owned(),
+        look: vec!["there".to_owned()],
     };
     let own = parts[0].story.as_mut().expect("a story");
     own.explain_end(|_, _| Some(cause.clone()));
@@ -372,7 +374,7 @@ fn where_the_machine_that_it_left_knows_why_it_does_not_come_that_is_told() {
     assert_eq!(story.verdict, Verdict::Left);
     let text = render::text(&story);
     let told = "\nLEFT node-1 by host eth0 to 172.30.0.12: no node that was asked received the packet from there\n\
-                means:   NEIGHBOUR unresolved\nlook at: there\n";
+                means:   NEIGHBOUR unresolved\nlook at: there  # on node-1\n";
     assert!(text.ends_with(told), "{text}");
 }
 
@@ -394,7 +396,7 @@ fn a_drop_is_told_with_its_node_and_with_what_that_node_alone_knows() {
     let mut parts = two(request_1(), dropped);
     let cause = Cause {
         means: "a policy of the node refuses it".to_owned(),
-        look: "there".to_owned(),
+        look: vec!["there".to_owned()],
     };
     let own = parts[1].story.as_mut().expect("a story");
     own.explain_end(|_, _| Some(cause.clone()));
@@ -505,7 +507,7 @@ fn a_probe_that_no_machine_saw_is_told_as_its_own_machine_tells_it() {
     let mut own = own.of_probe(flow(CLIENT, SERVICE), true);
     let cause = Cause {
         means: "a hook refuses it".to_owned(),
-        look: "there".to_owned(),
+        look: vec!["there".to_owned()],
     };
     own.explain_unseen(|| Some(cause.clone()));
     parts[0].story = Some(own);

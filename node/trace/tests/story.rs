@@ -131,6 +131,7 @@ fn names() -> Names {
     ];
     Names {
         netns: names.map(|(inode, name)| (inode, name.to_owned())).into(),
+        entering: [(2, "ip netns exec node-1".to_owned())].into(),
         ..Names::default()
     }
 }
@@ -403,25 +404,28 @@ fn what_left_this_machine_is_told_with_the_device_and_where_to_go_on() {
         (
             wrapped,
             "LEFT THIS MACHINE by node-1 eth0: nothing on it received the packet from there",
-            "look at: the same trace on the machine that has 192.168.77.2",
+            &["look at: the same trace on the machine that has 192.168.77.2"][..],
         ),
         (
             bare.clone(),
             "LEFT THIS MACHINE by node-1 vx: nothing on it received the packet from there",
-            "look at: ip route get 10.242.0.5 at node-1, and what is behind that device",
+            &[
+                "look at: ip netns exec node-1 ip route get 10.242.0.5",
+                "look at: what is behind that device",
+            ],
         ),
     ];
     for (hops, left, look) in rows {
         let text = render::text(&story(&hops, 0));
-        let last: Vec<&str> = text.lines().rev().take(2).collect();
-        assert_eq!(last, [look, left]);
+        let last = [&[left][..], look].concat();
+        assert!(text.ends_with(&(last.join("\n") + "\n")), "{text}");
     }
     let mut known = story(&bare, 0);
     known.explain_end(|step, _| {
         assert_eq!((step.at.as_str(), step.hop.device.as_str()), ("node-1", "vx"));
         Some(Cause {
             means: "the route is missing".to_owned(),
-            look: "ip route".to_owned(),
+            look: vec!["ip route".to_owned()],
         })
     });
     let text = render::text(&known);

@@ -55,7 +55,7 @@ fn story(hops: &[Hop]) -> Story {
 fn waits() -> Option<Cause> {
     Some(Cause {
         means: "NEIGHBOUR unresolved".to_owned(),
-        look: "ip neigh show".to_owned(),
+        look: vec!["ip neigh show".to_owned()],
     })
 }
 
@@ -115,8 +115,8 @@ fn who_refuses_is_told_with_what_their_answer_means() {
     assert_eq!(story.verdict, Verdict::Refused);
     let told = render::text(&story);
     let end = "REFUSED by 10.241.0.1 at netns:1 veth: icmp host unreachable\nmeans:   10.241.0.1 knows no way to the \
-               receiver: nobody on the link answers for its address, or a route refuses it\nlook at: ip neigh show; ip \
-               route, where 10.241.0.1 is\n";
+               receiver: nobody on the link answers for its address, or a route refuses it\nlook at: ip neigh show  # at \
+               netns:1\nlook at: ip route  # at netns:1\n";
     assert!(told.ends_with(end), "{told}");
 }
 

@@ -70,7 +70,7 @@ impl<'c> World<'c> {
         Ok(Self { cluster })
     }
 
-    fn command(&self, words: &[&str]) -> Command {
+    pub fn command(&self, words: &[&str]) -> Command {
         let mut command = Command::new(program("causeway"));
         command
             .arg("on")
@@ -530,7 +530,7 @@ fn commands_there() -> Vec<String> {
         .collect()
 }
 
-fn interrupt(process: &Process) -> anyhow::Result<()> {
+pub fn interrupt(process: &Process) -> anyhow::Result<()> {
     let pid = Pid::from_raw(i32::try_from(process.pid())?);
     Ok(kill(pid, Signal::SIGINT)?)
 }

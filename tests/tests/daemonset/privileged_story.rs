@@ -6,11 +6,11 @@ use std::process::Command;
 use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
 use tests::cluster::everything;
-use tests::process::installed;
+use tests::process::{Place, Process, installed};
 use tests::wait;
 
 use crate::installation::LATER;
-use crate::privileged_on::{NOT_FROM_ITS_CGROUP, World, text};
+use crate::privileged_on::{NOT_FROM_ITS_CGROUP, World, interrupt, text};
 
 const TO_SERVICE: [&str; 5] = ["--", "trace", "pod/client", "svc/server:80", "--inject"];
 const OWN: &str = "--own-namespaces";
@@ -82,6 +82,26 @@ impl World<'_> {
             );
         }
         drop(cut);
+
+        // Who waits for packets may end it, on all nodes.
+        let words = [
+            "node-1,node-2",
+            "--",
+            "trace",
+            "any",
+            "10.244.9.9:1",
+            "--timeout",
+            "60s",
+        ];
+        let mut tracing = Process::spawn(&Place::default(), &mut self.command(&words))?;
+        tracing.await_line("following packets", LATER);
+        interrupt(&tracing)?;
+        let status = tracing.await_end(LATER);
+        ensure!(
+            status.code() == Some(2) && tracing.output().contains("verdict: NOTHING SEEN"),
+            "{status}: {}",
+            tracing.output()
+        );
 
         // One node tells as it always did.
         let words = [

@@ -486,7 +486,12 @@ fn nobody_makes_one(world: &Network) {
     command.uid(NOBODY).gid(NOBODY).env_remove("NODE_NAME");
     let made = told(&place, &mut command);
     assert_eq!(made.code, Some(1), "{made:?}");
-    assert!(made.error.contains("this is not root: "), "{made:?}");
+    let note = "made without root, and without agent.json, doctor.json, ";
+    let mends = ": run it as root to have them (the agent's socket, maps and rules are root's)";
+    assert!(
+        made.error.contains(note) && made.error.contains(mends),
+        "{made:?}"
+    );
     for part in ["agent.json", "doctor.json", "programs.json: services"] {
         assert!(
             made.error.contains(&format!("missing: {part}: ")),
@@ -503,6 +508,10 @@ fn nobody_makes_one(world: &Network) {
         .expect("one");
     let then = replay(&file, &["explain", "172.30.8.11", "172.30.8.12"]);
     assert_eq!(then.code, Some(2), "{then:?}");
+    assert!(
+        then.error.contains(note) && then.error.contains(mends),
+        "{then:?}"
+    );
     assert!(
         then.output
             .contains("whether this is the node's network namespace is not known"),

@@ -170,6 +170,15 @@ fn knows_node_ports_of_other_nodes(world: &Network, far: &Pod) {
         0,
         &format!("WORKS: the socket hook sends it to {}:7000", far.address),
     );
+    let told = explain(world, &way).output;
+    let kept = format!(
+        "objects  to {}:7000, its source is kept: the socket hook",
+        far.address
+    );
+    assert!(
+        told.contains(&kept) && !told.contains("as from this node"),
+        "{told}"
+    );
     endpoints(false);
     check(
         world,

@@ -1,10 +1,13 @@
 //! `causeway trace` beside agents: Services by name and address, pods of other nodes, and what it is that Causeway refuses.
 
 use std::net::TcpStream;
+use std::process::Command;
 
 use serde_json::json;
+use tests::cluster::program;
 use tests::network::{Network, Pod, SOON};
-use tests::process::{self, Output, Process};
+use tests::process::{self, Output, Place, Process};
+use tests::topology::Host;
 use tests::traced::{trace, trace_while, way_out};
 use tests::wait;
 
@@ -42,6 +45,7 @@ fn trace_follows_services_to_their_endpoints_and_tells_what_causeway_refuses() {
     says_whose_refusal_it_is(&world, &near, &far, own);
     follows_what_nodes_send(&world, &near, &far, own);
     sends_as_the_pods_own_processes_do(&world, &near, &far, own);
+    knows_the_pods_own_namespace(&near, &far, own);
     world.kill_agent(0);
     knows_that_nobody_looks_who_sends(&world, &far, own);
     does_without_an_agent(&world, &far, own, other);
@@ -189,6 +193,31 @@ fn sends_as_the_pods_own_processes_do(world: &Network, near: &Pod, far: &Pod, co
     );
     world.put(slice(far, "http", true));
     check(&["pod/near", "svc/web", "--config", config], 0, &[answered, &web]);
+    sends_so_from_where_the_hierarchy_is_not_mounted(world, &web, config);
+}
+
+/// `ip netns exec` mounts a `/sys` of its own.
+fn sends_so_from_where_the_hierarchy_is_not_mounted(world: &Network, chosen: &str, config: &str) {
+    let program = program("causeway");
+    let words = ["netns", "exec", world.host(0).name()];
+    let mut within = Command::new("ip");
+    within.args(words).arg(program);
+    within.args(["trace", "pod/near", "svc/web", "--config", config, "--inject"]);
+    let told = process::run_in(&Place::default(), &mut within, b"").expect("it runs");
+    told.assert_said(0, &["verdict: ANSWERED", chosen]);
+}
+
+/// Another cluster of this machine, or another engine's container, may have a pod's address.
+fn knows_the_pods_own_namespace(near: &Pod, far: &Pod, config: &str) {
+    let double = Host::new("double").expect("a namespace");
+    let network = format!("{}/32", near.address).parse().expect("a network");
+    double.add_address("lo", network).expect("an address");
+    let target = format!("{}/tcp", far.server());
+    check(
+        &["pod/near", &target, "--config", config],
+        0,
+        &["verdict: ANSWERED", "pod/default/near"],
+    );
 }
 
 /// A packet was handed to the tunnel, and what it was wrapped in waits for the other node's MAC address.

@@ -58,6 +58,13 @@ pub fn facts() -> Facts {
         &[("sql", 5432, 5432)],
         vec![at("db", 9)],
     );
+    put("none", ServiceKind::Headless, &ports[..1], Vec::new());
+    put(
+        "there",
+        ServiceKind::ExternalName("example.com".into()),
+        &ports[..1],
+        Vec::new(),
+    );
     let mut node = Node::new("node-1");
     node.internal_addresses = vec![[172, 30, 0, 11].into()];
     snapshot.apply(Change::Node(node));
@@ -124,6 +131,29 @@ fn a_service_is_found_by_its_name_and_by_its_address_with_its_endpoints() {
         "svc/web:9",
         "Service default/web 10.96.0.7 = svc/default/web:9 ->  by ",
     );
+}
+
+#[test]
+fn a_service_that_nobody_is_behind_is_told_as_explain_tells_it() {
+    for (name, why) in [
+        ("there:80", "it is another name of example.com; ask for that"),
+        ("there", "it is another name of example.com; ask for that"),
+        ("there/icmp", "it is another name of example.com; ask for that"),
+        (
+            "none",
+            "it is headless, and no EndpointSlice lists an endpoint of it",
+        ),
+        (
+            "db/icmp",
+            "it is headless, and clients go to its endpoints; ask for pod/db-9:5432/tcp",
+        ),
+    ] {
+        let told = locate(&format!("svc/{name}"), &facts())
+            .expect_err(name)
+            .to_string();
+        let service = name.split([':', '/']).next().unwrap_or_default();
+        assert_eq!(told, format!("Service default/{service} has no address: {why}"));
+    }
 }
 
 #[test]

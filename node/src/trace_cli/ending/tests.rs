@@ -70,8 +70,19 @@ fn what_a_pod_sends_in_anothers_name_is_told_with_its_own_addresses() {
         namespaces: &[],
     };
     let means = |device, source| {
-        let cause = machine.spoofed(&hop(device, source, "10.244.1.3:80"))?;
-        Some(cause.means)
+        let step = Step {
+            after_ns: 0,
+            at: "node-1".to_owned(),
+            entering: Some("ip netns exec node-1".to_owned()),
+            hop: hop(device, source, "10.244.1.3:80"),
+            cause: None,
+        };
+        let Cause { means, look } = machine.spoofed(&step)?;
+        assert_eq!(
+            look.last().map(String::as_str),
+            Some("ip netns exec node-1 nft list table ip causeway-guard")
+        );
+        Some(means)
     };
     assert_eq!(
         means("cw-web", "10.9.9.9:4000").as_deref(),

@@ -18,7 +18,7 @@ use ebpf::tally::Tally;
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 
-use crate::cause::{self, Cause};
+use crate::cause::{self, Cause, Scene};
 use crate::hop::Protocol;
 use crate::ledger;
 use crate::places::{self, Names, Places};
@@ -191,9 +191,26 @@ impl Session {
 }
 
 impl Dropped {
-    /// Says whose it is.
+    /// Says whose it is, and what it means that it was dropped there.
     pub fn name(&mut self, names: &Names) {
-        self.at = names.of_netns(self.kind.netns);
+        let Kind {
+            netns,
+            reason,
+            place,
+            device,
+            source,
+            destination,
+            ..
+        } = &self.kind;
+        self.at = names.of_netns(*netns);
+        let scene = Scene {
+            device,
+            sender: *source,
+            receiver: *destination,
+            at: &self.at,
+            entering: names.entering.get(netns).map(String::as_str),
+        };
+        self.cause = cause::of(reason, place, &scene);
         let pod = |address: Option<IpAddr>| names.pods.get(&address?).cloned();
         self.source_pod = pod(self.kind.source);
         self.destination_pod = pod(self.kind.destination);
@@ -252,7 +269,7 @@ fn dropped(key: &DropKey, count: &DropCount, clock: Clock, places: &mut Places) 
         at: String::new(),
         source_pod: None,
         destination_pod: None,
-        cause: cause::of(&kind.reason, &kind.place),
+        cause: None,
         ordinary: is_ordinary(&kind),
         kind,
     }

@@ -1,14 +1,16 @@
 //! What was dropped, for people and for programs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 
 use serde_json::json;
 
 use super::{Dropped, Kind, Report, Uncounted};
-use crate::cause::Cause;
 use crate::hop::Protocol;
+
+/// How many commands a way of dropping has, at the most: it may be the same at many places.
+const LOOKS: usize = 8;
 
 /// The report as JSON, with a line's end.
 #[must_use]
@@ -50,10 +52,17 @@ pub fn text(report: &Report) -> String {
         line(&mut text, "");
         table(&mut text, report);
         line(&mut text, "");
-        for (what, cause) in causes(&report.drops) {
+        for (what, Meaning { means, look }) in meanings(&report.drops) {
             line(&mut text, &what);
-            line(&mut text, &format!("  means:   {}", cause.means));
-            line(&mut text, &format!("  look at: {}", cause.look));
+            for means in means {
+                line(&mut text, &format!("  means:   {means}"));
+            }
+            for look in look.iter().take(LOOKS) {
+                line(&mut text, &format!("  look at: {look}"));
+            }
+            if let more @ 1.. = look.len().saturating_sub(LOOKS) {
+                line(&mut text, &format!("  and {more} more: -o json has all"));
+            }
         }
     }
     line(&mut text, "");
@@ -216,13 +225,30 @@ fn end(address: IpAddr, port: Option<u16>, protocol: Protocol, pod: Option<&str>
     }
 }
 
-/// What each way of dropping means, once.
-fn causes(drops: &[Dropped]) -> BTreeMap<String, &Cause> {
-    let cause = |dropped: &Dropped| format!("{} in {}", dropped.kind.reason, dropped.kind.place);
-    let known = drops
-        .iter()
-        .filter_map(|dropped| Some((cause(dropped), dropped.cause.as_ref()?)));
-    known.collect()
+/// What a way of dropping means wherever it was, and what to look at there: each once, in the order of the drops.
+#[derive(Debug, Default)]
+struct Meaning<'a> {
+    means: Vec<&'a str>,
+    look: Vec<&'a str>,
+}
+
+/// What each way of dropping means.
+fn meanings(drops: &[Dropped]) -> BTreeMap<String, Meaning<'_>> {
+    let mut all: BTreeMap<String, Meaning<'_>> = BTreeMap::new();
+    let mut told = BTreeSet::new();
+    for dropped in drops {
+        let Some(cause) = &dropped.cause else { continue };
+        let way = format!("{} in {}", dropped.kind.reason, dropped.kind.place);
+        let meaning = all.entry(way.clone()).or_default();
+        if told.insert((way.clone(), cause.means.as_str())) {
+            meaning.means.push(&cause.means);
+        }
+        let look = cause.look.iter().map(String::as_str);
+        meaning
+            .look
+            .extend(look.filter(|look| told.insert((way.clone(), look))));
+    }
+    all
 }
 
 /// What was not told, a line each.

@@ -38,12 +38,12 @@ impl Story {
         let first = present.first()?;
         let names = present.iter().flat_map(|present| {
             let seen = present.part.hops.iter();
-            seen.map(|seen| ((&*present.part.node, seen.hop.netns), &*seen.at))
+            seen.map(|seen| ((&*present.part.node, seen.hop.netns), seen))
         });
-        let names: BTreeMap<(&str, u32), &str> = names.collect();
+        let names: BTreeMap<(&str, u32), &Seen> = names.collect();
         let at = |hop: &Hop| match names.get(&(hop.node.as_str(), hop.netns)) {
-            Some(name) => (*name).to_owned(),
-            None => "-".to_owned(),
+            Some(seen) => (seen.at.clone(), seen.entering.clone()),
+            None => (String::new(), None),
         };
         let stories = present.iter().filter_map(|present| present.part.story.as_ref());
         let gaps = stories.map(|story| story.gaps);

@@ -142,13 +142,18 @@ impl Story {
     /// Makes a story of what a session saw with this filter, in any order.
     #[must_use]
     pub fn new(filter: &Filter, hops: &[Hop], names: &Names, gaps: Gaps) -> Self {
-        let at = |hop: &Hop| names.of_netns(hop.netns);
+        let at = |hop: &Hop| (names.of_netns(hop.netns), names.entering.get(&hop.netns).cloned());
         Self::of(filter, &packets::packets(hops), at, gaps)
     }
 
     /// The same of hops that are packets already, in the order in which they were seen first. `at`: what a hop's network
-    /// namespace is called.
-    fn of(filter: &Filter, packets: &[Vec<Hop>], at: impl Fn(&Hop) -> String, gaps: Gaps) -> Self {
+    /// namespace is called, and what enters it.
+    fn of(
+        filter: &Filter,
+        packets: &[Vec<Hop>],
+        at: impl Fn(&Hop) -> (String, Option<String>),
+        gaps: Gaps,
+    ) -> Self {
         let connections = packets::connections(packets);
         let mut requests = (0..)
             .zip(packets)

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::cause::{self, Cause};
+use crate::cause::{self, Cause, Scene};
 use crate::hop::{Hop, HopKind, Protocol};
 use crate::places;
 
@@ -27,6 +27,9 @@ pub struct Step {
     pub after_ns: u64,
     /// What the network namespace is called.
     pub at: String,
+    /// What runs a command there, as [`Names::entering`](crate::Names::entering) has it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub entering: Option<String>,
     /// What was seen.
     #[serde(flatten)]
     pub hop: Hop,
@@ -36,17 +39,34 @@ pub struct Step {
 }
 
 impl Step {
-    /// Of a hop in a namespace that is called `at`, where the story's first hop of the node was at `start`.
-    pub(super) fn new(hop: &Hop, start: u64, at: String) -> Self {
-        Self {
+    /// Of a hop in a namespace with a name and what enters it, where the story's first hop of the node was at `start`.
+    pub(super) fn new(hop: &Hop, start: u64, (at, entering): (String, Option<String>)) -> Self {
+        let step = Self {
             after_ns: hop.at_ns.saturating_sub(start),
             at,
-            cause: match &hop.kind {
-                HopKind::Dropped { reason, place } => cause::of(reason, place).map(|cause| cause.about(hop)),
+            entering,
+            cause: None,
+            hop: hop.clone(),
+        };
+        Self {
+            cause: match &step.hop.kind {
+                HopKind::Dropped { reason, place } => cause::of(reason, place, &step.scene()),
                 _ => None,
             },
-            hop: hop.clone(),
+            ..step
         }
+    }
+
+    /// A command that tells of the network namespace, as it runs from here.
+    #[must_use]
+    pub fn command(&self, command: &str) -> String {
+        places::command_at(command, self.entering.as_deref(), &self.at)
+    }
+
+    /// What causes are told of.
+    #[must_use]
+    pub fn scene(&self) -> Scene<'_> {
+        Scene::of(&self.hop, &self.at, self.entering.as_deref())
     }
 }
 

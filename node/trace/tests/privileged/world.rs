@@ -88,6 +88,7 @@ impl World {
         };
         Names {
             pods: BTreeMap::new(),
+            entering: BTreeMap::new(),
             netns: BTreeMap::from([
                 of(&self.p1, "p1"),
                 of(&self.n1, "n1"),
@@ -121,6 +122,7 @@ impl World {
             };
             let seen = hops.iter().map(|hop| Seen {
                 at: names.of_netns(hop.netns),
+                entering: None,
                 hop: hop.clone(),
             });
             Part {
