@@ -256,7 +256,7 @@ fn follow_packet(args: &TraceArgs) -> ExitCode {
     if let Err(error) = rights::need_root("packets are followed by programs in the kernel") {
         return elsewhere(&error.into());
     }
-    match trace_cli::follow(args) {
+    match trace_cli::follow(args, show) {
         Ok(followed) => {
             show(&followed.render(args.output));
             found(followed.finding())

@@ -20,6 +20,15 @@ pub fn trace(arguments: &[&str]) -> Output {
     process::run_in(&Place::default(), &mut command(arguments), b"").expect("started")
 }
 
+/// Runs it to its end, in a network namespace.
+///
+/// # Panics
+/// When it cannot be started.
+#[must_use]
+pub fn trace_in(host: &Host, arguments: &[&str]) -> Output {
+    process::run_in(&host.place(), &mut command(arguments), b"").expect("started")
+}
+
 /// Runs it to its end, and sends once it looks.
 ///
 /// # Panics

@@ -5,6 +5,7 @@
 //! - [`installation`]: nodes of the bundled cluster that have no other agent.
 //! - [`privileged_cluster`]: all of it there, replaced under load, and taken off.
 //! - [`privileged_on`]: its nodes asked from elsewhere.
+//! - [`privileged_story`]: a trace over nodes, told as one story.
 //! - [`privileged_overlays`]: the other overlays, each with its parts alone.
 
 #[path = "daemonset/chart.rs"]
@@ -19,3 +20,5 @@ mod privileged_cluster;
 mod privileged_on;
 #[path = "daemonset/privileged_overlays.rs"]
 mod privileged_overlays;
+#[path = "daemonset/privileged_story.rs"]
+mod privileged_story;

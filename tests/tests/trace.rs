@@ -11,10 +11,11 @@ mod privileged {
     use std::thread::JoinHandle;
     use std::time::Duration;
 
-    use serde_json::Value;
+    use serde_json::{Value, json};
     use tests::attached::attached_by;
+    use tests::directory::Directory;
     use tests::topology::{Host, pod};
-    use tests::traced::{Following, trace, trace_while, way_out};
+    use tests::traced::{Following, trace, trace_in, trace_while, way_out};
     use tests::wait;
 
     use super::loaded::loaded;
@@ -104,6 +105,60 @@ mod privileged {
         let text = |hop: &Value, key: &str| hop[key].as_str().expect("text").to_owned();
         let line = |hop: &Value| [text(hop, "at"), text(hop, "device"), text(hop, "kind")].join(" ");
         hops.map(line).collect()
+    }
+
+    /// What a machine tells of a story of several: here one that has the node's namespace alone.
+    #[test]
+    fn a_machines_part_is_told_as_it_comes_and_of_its_own_namespaces() {
+        if !tests::privileged("causeway trace tells each hop as it is seen") {
+            return;
+        }
+        let world = World::new("part", 17);
+        let _listener = world
+            .server
+            .run(|| TcpListener::bind((world.to, 8080)))
+            .expect("entered")
+            .expect("bound");
+        // Of a node that has no agent running, whatever clusters are on this machine.
+        let directory = Directory::new("part");
+        let config = json!({
+            "nodeName": "node-1",
+            "kubernetes": {"kubeconfig": "/nowhere"},
+            "proxy": {"datapath": "none"},
+            "stateDir": directory.path(),
+        });
+        let config = directory.write("node.yaml", &config.to_string());
+        let config = format!("--config={}", config.display());
+        let ends = format!("{} -> {}:8080/tcp", world.from, world.to);
+        let told = |more: &[&str]| {
+            let words = [&*ends, "--inject", "-o", "ndjson", &config];
+            let output = trace_in(&world.node, &[&words, more].concat());
+            assert_eq!(output.status.code(), Some(0), "{output:?}");
+            let lines = output.stdout.lines().map(serde_json::from_str);
+            lines.collect::<Result<Vec<Value>, _>>().expect("lines of JSON")
+        };
+        let places = |lines: &[Value]| -> BTreeSet<String> {
+            let hops = lines.iter().filter_map(|line| line["hop"]["at"].as_str());
+            hops.filter(|at| *at != "-").map(str::to_owned).collect()
+        };
+        let lines = told(&["--own-namespaces"]);
+        let [first, hops @ .., last] = &lines[..] else {
+            panic!("{lines:#?}")
+        };
+        let attached = &first["attached"];
+        let port = attached["filter"]["sourcePort"].as_u64();
+        assert!(port.is_some_and(|port| port > 1023), "{first:#}");
+        assert_eq!(attached["kernel"].as_str().map(str::len), Some(36), "{first:#}");
+        assert_eq!(
+            attached["namespaces"].as_array().map(Vec::len),
+            Some(1),
+            "{first:#}"
+        );
+        assert!(hops.iter().all(|line| line["hop"].is_object()), "{lines:#?}");
+        assert_eq!(places(hops), [world.node.name().to_owned()].into());
+        assert_eq!(last["story"]["verdict"], "answered", "{last:#}");
+        let all = [&world.node, &world.client, &world.server].map(|host| host.name().to_owned());
+        assert_eq!(places(&told(&[])), all.into());
     }
 
     #[test]

@@ -79,6 +79,14 @@ pub struct TraceArgs {
     /// How long to follow the connection after its first packet; until its reply by default, one second at the most
     #[arg(long = "for", value_name = "TIME", value_parser = trace_cli::duration)]
     pub duration: Option<Duration>,
+    /// Also packets from this one, whose address may stand in the place of the sender's: node/NAME for a node that
+    /// masquerades; may be given again
+    #[arg(long, value_name = "END")]
+    pub also_from: Vec<String>,
+    /// See only what happens in the node's network namespace and in those of its pods: where several nodes share a machine,
+    /// as those of `causeway up` do, what the one of --config would see on a machine of its own
+    #[arg(long)]
+    pub own_namespaces: bool,
     /// Configuration of an agent of this machine, whose pods have names and which is asked for others; may be given again
     /// for further ones [default: /etc/causeway/node.yaml, else those of `causeway up`]
     #[arg(long, value_name = "FILE")]
@@ -86,9 +94,9 @@ pub struct TraceArgs {
     /// Tell all packets, also those that close a connection which works, and how long it took to attach and to detach
     #[arg(short, long)]
     pub verbose: bool,
-    /// Form of the output
+    /// Form of the output; ndjson: that it follows packets, each hop as it is seen, and the story
     #[arg(short, long, value_enum, default_value = "text")]
-    pub output: Output,
+    pub output: Stream,
 }
 
 /// Forms of output that goes on.

@@ -37,7 +37,8 @@ impl ServerArgs {
 /// Options of `causeway on`.
 #[derive(Debug, Args)]
 pub struct OnArgs {
-    /// The nodes; by default that of the first pod or node that the command names, for capture those of all
+    /// The nodes; by default that of the first pod or node that the command names, for capture those of all,
+    /// for trace those of both ends and of a Service's endpoints
     #[arg(value_name = "NODE", value_delimiter = ',')]
     pub nodes: Vec<String>,
     /// All nodes of the cluster

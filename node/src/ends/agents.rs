@@ -130,6 +130,11 @@ impl Agents {
         self.in_netns(netns)?.hooked.as_deref()
     }
 
+    /// The network namespaces that they stand in.
+    pub fn namespaces(&self) -> BTreeSet<u32> {
+        self.0.iter().filter_map(Agent::netns).collect()
+    }
+
     /// Whether an agent stands in a network namespace.
     pub fn is_in(&self, netns: u32) -> bool {
         self.in_netns(netns).is_some()

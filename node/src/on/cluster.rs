@@ -18,6 +18,9 @@ use crate::watch::{Objects, ObjectsError};
 /// Which pods are agents, as `node/deploy` labels them.
 const AGENTS: &str = "labelSelector=app.kubernetes.io%2Fname%3Dcauseway-node";
 
+/// So many nodes are looked at where nobody names them: a Service may have endpoints on all.
+const MOST_ON_THE_WAY: usize = 16;
+
 /// Where a pod is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
@@ -89,7 +92,8 @@ impl<'c> Cluster<'c> {
                     "--of {end}: only pods and nodes are on a node: pod/NAME, pod/NAMESPACE/NAME or node/NAME"
                 ),
             },
-            (None, true) => of_ends(errand, places)?,
+            (None, true) if errand.trace.is_some() => self.on_the_way(errand, places).await?,
+            (None, true) => told(of_ends(errand, places)?)?,
             (None, false) => args.nodes.clone(),
         };
         let wanted = match args.all {
@@ -102,6 +106,77 @@ impl<'c> Cluster<'c> {
             Wanted::All | Wanted::Named(_) => self.nodes().await,
         };
         Ok(nodes::choose(wanted, &agents, nodes.as_ref())?)
+    }
+
+    /// The nodes that a packet passes on its way from the first end to the second: those of both, and of a Service those
+    /// of its endpoints.
+    async fn on_the_way(&self, errand: &Errand, places: &Places) -> anyhow::Result<Vec<String>> {
+        let [source, destination] = &errand.ends[..] else {
+            return told(of_ends(errand, places)?);
+        };
+        let mut nodes: Vec<String> = self.node_of(source, places).await?.into_iter().collect();
+        let others = match destination {
+            Subject::Service(service) => self.behind(service).await,
+            other => self.node_of(other, places).await.map(Vec::from_iter),
+        };
+        match others {
+            Ok(others) => {
+                nodes.extend(others);
+                let mut seen = BTreeSet::new();
+                nodes.retain(|node| seen.insert(node.clone()));
+            }
+            // What the others know of it is told.
+            Err(error) => tell(format_args!(
+                "warning: the node of {destination} is not looked at: {error:#}"
+            )),
+        }
+        if nodes.len() > MOST_ON_THE_WAY {
+            let left_out = nodes.split_off(MOST_ON_THE_WAY);
+            tell(format_args!(
+                "warning: not looked at, since more than {MOST_ON_THE_WAY} nodes may be on the way: {}; name nodes to choose",
+                left_out.join(", ")
+            ));
+        }
+        told(nodes)
+    }
+
+    /// The node of an end that is on one, as far as that is known.
+    ///
+    /// # Errors
+    /// When it is a pod that is not there, or what is asked is refused.
+    pub async fn node_of(&self, end: &Subject, places: &Places) -> anyhow::Result<Option<String>> {
+        match end {
+            Subject::Node(node) => Ok(Some(node.clone())),
+            Subject::Pod(pod) => match places.get(pod) {
+                Some(Ok(place)) => Ok(Some(place.node.clone())),
+                Some(Err(why)) => bail!("{why}"),
+                None => Ok(None),
+            },
+            Subject::Address(address) => {
+                let path = format!("/api/v1/pods?fieldSelector=status.podIP%3D{address}");
+                let listed = self.objects.read(&path).await;
+                let listed =
+                    listed.map_err(|error| anyhow::anyhow!(lacks(&error, "list pods in all namespaces")))?;
+                // Pods on the host's network have its address.
+                Ok(nodes::of_pods(&listed, *address))
+            }
+            Subject::Service(_) | Subject::Dns(_) | Subject::Any => Ok(None),
+        }
+    }
+
+    /// The nodes of a Service's endpoints.
+    async fn behind(&self, service: &ObjectName) -> anyhow::Result<Vec<String>> {
+        let ObjectName { namespace, name } = service;
+        let path = format!(
+            "/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices?labelSelector=kubernetes.io%2Fservice-name%3D{name}"
+        );
+        match self.objects.read(&path).await {
+            Ok(listed) => Ok(nodes::of_endpoints(&listed)),
+            Err(error) => bail!(
+                "list its endpoints: {}",
+                lacks(&error, &format!("list endpointslices in namespace {namespace}"))
+            ),
+        }
     }
 
     /// All nodes; none where this user may not know.
@@ -195,6 +270,11 @@ fn of_ends(errand: &Errand, places: &Places) -> anyhow::Result<Vec<String>> {
             break;
         }
     }
+    Ok(nodes)
+}
+
+/// Says which nodes are meant where nobody named them.
+fn told(nodes: Vec<String>) -> anyhow::Result<Vec<String>> {
     ensure!(
         !nodes.is_empty(),
         "which nodes? Name them (causeway on NODE[,NODE…] -- …), say --all, or --of pod/NAME for the node of a pod"

@@ -1,13 +1,16 @@
 //! What may run on other nodes, and what is known of it beforehand.
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Parser as _;
 use clap::error::{ContextKind, ContextValue};
+use model::ObjectName;
 
 use super::addressed::addressed;
 use super::cluster::Places;
+use super::traced::Traced;
 use crate::cli::{
     CaptureArgs, Cli, Command, DropsArgs, FlowsArgs, Lines, NodeCommand, Output, Stream, TraceArgs,
     VersionArgs,
@@ -24,7 +27,7 @@ const ANSWER: Duration = Duration::from_secs(40);
 const COUNTED: Duration = Duration::from_secs(10);
 
 /// How long `trace` follows a connection where nobody says.
-const FOLLOWED: Duration = Duration::from_secs(1);
+pub(super) const FOLLOWED: Duration = Duration::from_secs(1);
 
 /// A command for other nodes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,6 +40,8 @@ pub struct Errand {
     pub lasts: Option<Duration>,
     /// Whom it names.
     pub ends: Vec<Subject>,
+    /// A trace: several nodes tell it as one story.
+    pub trace: Option<Traced>,
     /// Where names are that say none.
     namespace: String,
     /// It looks at the nodes of each of them, and not at that of the first alone.
@@ -133,6 +138,10 @@ impl Errand {
             form,
             lasts,
             ends,
+            trace: match &command {
+                Command::Trace(args) => Traced::of(args)?,
+                _ => None,
+            },
             namespace: namespace(&command).to_owned(),
             of_each: matches!(command, Command::Capture(_)),
         })
@@ -147,10 +156,15 @@ impl Errand {
         if self.words.first().is_some_and(|command| command == "drops") {
             return self.words.clone();
         }
-        addressed(&self.words, &self.namespace, |pod| match places.get(pod) {
-            Some(Ok(place)) if place.node != node => place.address,
-            _ => None,
-        })
+        addressed(&self.words, &self.namespace, |pod| elsewhere(pod, node, places))
+    }
+}
+
+/// The address of a pod that is on another node.
+pub(super) fn elsewhere(pod: &ObjectName, node: &str, places: &Places) -> Option<IpAddr> {
+    match places.get(pod) {
+        Some(Ok(place)) if place.node != node => place.address,
+        _ => None,
     }
 }
 
@@ -233,7 +247,12 @@ fn trace(args: &TraceArgs) -> Result<Known, Refused> {
         source, destination, ..
     } = args.ends.parse()?;
     let lasts = args.timeout + args.duration.unwrap_or(FOLLOWED);
-    Ok((whole(args.output), Some(lasts), vec![source, destination.subject]))
+    let form = match args.output {
+        Stream::Text => Form::Text,
+        Stream::Json => Form::Json,
+        Stream::Ndjson => Form::JsonLines,
+    };
+    Ok((form, Some(lasts), vec![source, destination.subject]))
 }
 
 fn drops(args: &DropsArgs) -> Result<Known, Refused> {
@@ -295,8 +314,6 @@ fn to_standard_output(words: &[String]) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use model::ObjectName;
-
     use super::*;
 
     fn errand(line: &str) -> Result<Errand, Refused> {
@@ -321,6 +338,7 @@ mod tests {
                 Form::Json,
                 seconds(35),
             ),
+            ("trace pod/a svc/b:80 -o ndjson", Form::JsonLines, seconds(11)),
             ("drops", Form::Text, seconds(10)),
             ("drops --follow", Form::Lines, None),
             ("drops --follow --for 1m -o ndjson", Form::JsonLines, seconds(60)),

@@ -9,7 +9,11 @@ use crate::ends::Subject;
 #[must_use]
 pub fn elsewhere(words: &[String]) -> Option<String> {
     let errand = Errand::parse(words).ok()?;
-    let is_placed = |end: &Subject| matches!(end, Subject::Pod(_) | Subject::Node(_));
+    let is_placed = |end: &Subject| match end {
+        Subject::Pod(_) | Subject::Node(_) => true,
+        Subject::Service(_) => errand.trace.is_some(),
+        _ => false,
+    };
     let node = match errand.ends.iter().any(is_placed) {
         true => "",
         false => " NODE",
@@ -24,7 +28,11 @@ mod tests {
 
     #[test]
     fn the_same_command_is_typed_for_another_node() {
-        let rows: [(&[&str], Option<&str>); 5] = [
+        let rows: [(&[&str], Option<&str>); 6] = [
+            (
+                &["trace", "any", "svc/b:80"],
+                Some("causeway on -- trace any svc/b:80"),
+            ),
             (&["doctor", "--fix"], Some("causeway on NODE -- doctor --fix")),
             (
                 &["explain", "pod/a", "svc/b:80"],

@@ -10,6 +10,8 @@
 //! - [`hint`]: what to type where this machine has nobody to be asked.
 //! - [`nodes`]: which nodes are meant.
 //! - [`cluster`]: what the API server is asked.
+//! - [`visit`]: a command on a node.
+//! - [`traced`], [`parts`], [`story`]: a trace on several nodes, as one story.
 //! - [`telling`], [`sink`]: one result of what several say, and where it goes; [`merged`]: captures of several as one.
 //!
 //! A command that runs in a container outlives the connection to it: no kubelet kills it. It is therefore run with a
@@ -22,33 +24,34 @@ mod errand;
 mod hint;
 mod merged;
 mod nodes;
+mod parts;
 mod sink;
+mod story;
 mod telling;
+mod traced;
+mod visit;
 
 use std::io::{self, IsTerminal as _};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::ensure;
-use futures::future::join;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, interval, sleep_until, timeout};
+use tokio::time::interval;
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::OnArgs;
 use crate::logs::tell;
-use crate::watch::{Container, Objects, Said};
+use crate::watch::Objects;
 pub use hint::elsewhere;
 
 use cluster::Cluster;
 use errand::{Errand, Form, Refused};
-use nodes::CONTAINER;
 use sink::Sink;
-use telling::{Piece, Teller, Told, Way};
-
-/// A command that was told to end tells what it has within this time.
-const GRACE: Duration = Duration::from_secs(5);
+use story::Nodes;
+use telling::{Teller, Told, Way};
+use visit::{Speech, Visit, words};
 
 /// How often it is looked what has waited long enough.
 const DUE: Duration = Duration::from_millis(100);
@@ -84,13 +87,25 @@ pub async fn run(
     let choice = async {
         let places = cluster.places(&errand.ends).await;
         let chosen = cluster.choose(args, &errand, &places).await?;
-        anyhow::Ok((chosen, places))
+        let sender = match &errand.trace {
+            Some(trace) => cluster.node_of(&trace.source, &places).await.ok().flatten(),
+            None => None,
+        };
+        anyhow::Ok((chosen, places, sender))
     };
-    let (chosen, places) = tokio::select! {
+    let (chosen, places, sender) = tokio::select! {
         chosen = choice => chosen?,
         () = shutdown.cancelled() => anyhow::bail!("interrupted"),
     };
     let is_one = !args.all && chosen.len() == 1;
+    if let Some(trace) = errand.trace.as_ref().filter(|_| !is_one) {
+        let nodes = Nodes {
+            chosen,
+            places: &places,
+            sender,
+        };
+        return story::tell_one(args, trace, &objects, nodes, shutdown, show).await;
+    }
     let way = Way::of(&errand.form, is_one, args.prefix, to_terminal);
     let file = match &errand.form {
         Form::Packets(file) => file.as_deref(),
@@ -144,130 +159,4 @@ pub async fn run(
         tell(format_args!("written to {}", file.display()));
     }
     Ok(teller.code())
-}
-
-/// The command as it is run in a container.
-fn words(command: Vec<String>) -> Vec<String> {
-    let program = ["causeway", "--while-input-is-open"].map(str::to_owned);
-    program.into_iter().chain(command).collect()
-}
-
-/// Where a node's pieces go.
-#[derive(Clone)]
-struct Speech {
-    number: usize,
-    sender: mpsc::Sender<(usize, Piece)>,
-}
-
-impl Speech {
-    /// Hands a piece on. Returns whether anybody takes it.
-    async fn say(&self, piece: Piece) -> bool {
-        self.sender.send((self.number, piece)).await.is_ok()
-    }
-}
-
-/// A command on a node.
-struct Visit {
-    objects: Objects,
-    namespace: String,
-    words: Vec<String>,
-    /// Who may begin.
-    beginning: Arc<Semaphore>,
-    /// How long it may take to begin.
-    begins_within: Duration,
-    /// How long it may then take; `None` = until it is ended.
-    lasts: Option<Duration>,
-    /// It shall end.
-    enough: CancellationToken,
-    said: Speech,
-}
-
-impl Visit {
-    async fn make(self, node: String, agent: Result<String, String>) {
-        let ended = match agent {
-            Ok(pod) => self.run(&pod).await,
-            Err(why) => Err(why),
-        };
-        tracing::debug!(node, ?ended, "a command on a node ended");
-        self.said.say(Piece::Ended(ended)).await;
-    }
-
-    /// The exit code, or why there is none.
-    async fn run(&self, pod: &str) -> Result<i32, String> {
-        let container = Container {
-            namespace: &self.namespace,
-            pod,
-            name: Some(CONTAINER),
-        };
-        let start = async {
-            let _turn = self.beginning.acquire().await;
-            let start = self.objects.start(container, &self.words, true);
-            timeout(self.begins_within, start).await
-        };
-        let started = tokio::select! {
-            started = start => started,
-            () = self.enough.cancelled() => return Err("interrupted before it began".to_owned()),
-        };
-        let mut running = match started {
-            Ok(Ok(running)) => running,
-            Ok(Err(error)) => {
-                return Err(Cluster::new(&self.objects, &self.namespace)
-                    .refusal(&error, pod)
-                    .await);
-            }
-            Err(_) => {
-                let seconds = self.begins_within.as_secs_f32();
-                return Err(format!(
-                    "the command did not begin in {seconds} s: its kubelet does not answer"
-                ));
-            }
-        };
-        let (stdout, stderr) = (running.stdout(), running.stderr());
-        let end = running.end();
-        let talk = async {
-            join(
-                hand_on(stdout, &self.said, Piece::Out),
-                hand_on(stderr, &self.said, Piece::Err),
-            )
-            .await;
-            end.await
-        };
-        tokio::pin!(talk);
-        let mut deadline = self.lasts.map(|lasts| Instant::now() + lasts);
-        let mut is_told = false;
-        loop {
-            tokio::select! {
-                ended = &mut talk => return match ended {
-                    // A server that knows no other way ended the connection.
-                    Err(_) if is_told => Err("interrupted: it does not tell what it saw until then".to_owned()),
-                    ended => ended.map_err(|error| model::with_causes(&error)),
-                },
-                () = self.enough.cancelled(), if !is_told => {
-                    is_told = true;
-                    deadline = Some(Instant::now() + GRACE);
-                    running.close_input().await;
-                }
-                () = until(deadline) => return Err(match is_told {
-                    true => format!("interrupted: it did not end in {} s", GRACE.as_secs()),
-                    false => "it does not end, longer than the command takes and --timeout: is the node there?".to_owned(),
-                }),
-            }
-        }
-    }
-}
-
-async fn until(deadline: Option<Instant>) {
-    match deadline {
-        Some(deadline) => sleep_until(deadline).await,
-        None => std::future::pending().await,
-    }
-}
-
-/// Hands on what is said, until its end or until nobody listens.
-async fn hand_on(mut stream: Said, said: &Speech, piece: fn(Vec<u8>) -> Piece) {
-    while let Some(bytes) = stream.next().await {
-        if !said.say(piece(bytes)).await {
-            return;
-        }
-    }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::net::IpAddr;
 
 use model::NodeName;
 use serde_json::Value;
@@ -124,6 +125,27 @@ pub fn nodes(listed: &Value) -> BTreeSet<String> {
         .collect()
 }
 
+/// The node of pods with an address, in a list of pods.
+#[must_use]
+pub fn of_pods(listed: &Value, address: IpAddr) -> Option<String> {
+    let mut items = listed["items"].as_array().into_iter().flatten();
+    let has_it = |pod: &&Value| {
+        let own = pod["status"]["podIP"].as_str();
+        own.and_then(|own| own.parse().ok()) == Some(address)
+    };
+    Some(items.find(has_it)?["spec"]["nodeName"].as_str()?.to_owned())
+}
+
+/// The nodes of endpoints, in a list of `EndpointSlice`s, in the order of their names.
+#[must_use]
+pub fn of_endpoints(listed: &Value) -> Vec<String> {
+    let slices = listed["items"].as_array().into_iter().flatten();
+    let endpoints = slices.flat_map(|slice| slice["endpoints"].as_array().into_iter().flatten());
+    let nodes = endpoints.filter_map(|endpoint| endpoint["nodeName"].as_str());
+    let nodes: BTreeSet<&str> = nodes.collect();
+    nodes.into_iter().map(str::to_owned).collect()
+}
+
 /// The nodes that are wanted, each once: in the order in which they are named, else in that of their names. `nodes`: all
 /// of the cluster, where they are known.
 ///
@@ -180,6 +202,26 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn where_endpoints_and_addresses_are_follows_from_lists() {
+        let slices = json!({ "items": [
+            { "endpoints": [{ "nodeName": "node-2" }, { "nodeName": "node-1" }, {}] },
+            { "endpoints": [{ "nodeName": "node-2" }] },
+            {},
+        ] });
+        assert_eq!(of_endpoints(&slices), ["node-1", "node-2"]);
+        let pod = |node: &str, address: &str| json!({ "spec": { "nodeName": node }, "status": { "podIP": address } });
+        let pods = json!({ "items": [pod("node-1", "10.244.1.2"), pod("node-2", "fd00::2"), {}] });
+        for (address, node) in [
+            ("10.244.1.2", Some("node-1")),
+            ("fd00:0::2", Some("node-2")),
+            ("10.0.0.1", None),
+        ] {
+            let address = address.parse().expect("an address");
+            assert_eq!(of_pods(&pods, address).as_deref(), node);
+        }
+    }
 
     fn pod(name: &str, node: &str, state: Value) -> Value {
         json!({

@@ -96,8 +96,9 @@ struct Speaker {
 
 /// What a node said on a stream, until it is told.
 #[derive(Debug, Default)]
-struct Kept {
-    bytes: Vec<u8>,
+pub(super) struct Kept {
+    /// What is kept.
+    pub(super) bytes: Vec<u8>,
     /// What comes now is not taken: it was too much, or cannot be told.
     is_cut: bool,
 }
@@ -300,7 +301,7 @@ impl Teller {
 impl Kept {
     /// Takes a piece, as long as there is room for it beside `others`. Returns whether this is the first that has none:
     /// after it nothing is taken, so that there is no hole.
-    fn cuts(&mut self, piece: &[u8], others: usize) -> bool {
+    pub(super) fn cuts(&mut self, piece: &[u8], others: usize) -> bool {
         if self.is_cut {
             return false;
         }
@@ -347,7 +348,7 @@ fn not_empty(bytes: Vec<u8>) -> Option<Told> {
 }
 
 /// Takes whole lines off the beginning, without their ends; at the end also what has none.
-fn take_lines(bytes: &mut Vec<u8>, is_end: bool) -> Vec<String> {
+pub(super) fn take_lines(bytes: &mut Vec<u8>, is_end: bool) -> Vec<String> {
     let whole = bytes
         .iter()
         .rposition(|byte| *byte == b'\n')
@@ -377,13 +378,14 @@ fn with_node(node: &str, line: &str) -> String {
     escaped(&document)
 }
 
-fn too_much() -> String {
+/// Why the rest is not there.
+pub(super) fn too_much() -> String {
     format!("it said more than {} MiB, the rest is missing", MOST_BYTES >> 20)
 }
 
 /// The same JSON, as `serde_json` writes it, without characters that drive a terminal or turn what stands beside them:
 /// these are in strings alone, but for ends of lines.
-fn escaped(json: &str) -> String {
+pub(super) fn escaped(json: &str) -> String {
     let mut text = String::with_capacity(json.len());
     for character in json.chars() {
         match is_unsafe(character) && character != '\n' {

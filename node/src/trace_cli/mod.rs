@@ -4,6 +4,7 @@
 //! - [`inject`]: a packet that is sent to be followed.
 //! - [`standing`]: the cgroup that it is sent from.
 //! - [`interrupt`]: Ctrl-C ends the looking, not the telling.
+//! - [`telling`]: its own part of a story of several machines, as it comes.
 //! - [`ending`]: why a packet ended where it did, beyond the kernel's words.
 //! - [`window`]: what commands have in common that count for a time.
 
@@ -12,6 +13,7 @@ pub mod filter;
 mod inject;
 mod interrupt;
 mod standing;
+mod telling;
 pub mod window;
 
 use std::os::fd::AsFd;
@@ -20,24 +22,24 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use trace::part::{Line, MOST_HOPS};
 use trace::{Filter, Gaps, Hop, Names, Session, Story, Verdict};
 
-use crate::cli::{Output, TraceArgs};
+use crate::cli::{Stream, TraceArgs};
+use crate::ends::Name;
 use crate::ends::meant::Resolver;
 use crate::logs::tell;
 use ending::Machine;
 use filter::{Ports, Wanted, wanted};
 use inject::{Probe, Said, Sender, Sending};
 use interrupt::Interrupt;
+use telling::Telling;
 
 /// How long a connection is followed that is not answered: no TCP tries again sooner (RFC 6298 §2.1).
 const SETTLE: Duration = Duration::from_secs(1);
 
 /// How long after a socket was told that it is refused its packet is looked for: where there was one it is there already.
 const REFUSED: Duration = Duration::from_millis(100);
-
-/// More is not looked at: the story is of one connection.
-const MOST_HOPS: usize = 5000;
 
 /// What was seen.
 #[derive(Debug)]
@@ -61,46 +63,57 @@ pub enum Finding {
 impl Followed {
     /// The story in the form that was asked for.
     #[must_use]
-    pub fn render(&self, output: Output) -> String {
+    pub fn render(&self, output: Stream) -> String {
         match output {
-            Output::Text => {
-                let text = if self.in_full {
-                    trace::render::full_text(&self.story)
-                } else {
-                    trace::render::text(&self.story)
-                };
-                window::safe(&text)
-            }
-            Output::Json => trace::render::json(&self.story),
+            Stream::Text => text(&self.story, self.in_full),
+            Stream::Json => trace::render::json(&self.story),
+            Stream::Ndjson => Line::Story(Box::new(self.story.clone())).text(),
         }
     }
 
     /// What the story means.
     #[must_use]
     pub fn finding(&self) -> Finding {
-        match self.story.verdict {
-            Verdict::NothingSeen if self.story.cause.is_some() => Finding::Wrong,
-            Verdict::NothingSeen => Finding::Nothing,
-            // What became of it another machine may know; but not where it took the wrong way.
-            Verdict::Left => match self.story.left().and_then(|step| step.cause.as_ref()) {
-                Some(_) => Finding::Wrong,
-                None => Finding::Nothing,
-            },
-            // What was lost may have been the reply.
-            Verdict::Unanswered if self.story.gaps.lost_events > 0 => Finding::Nothing,
-            verdict if verdict.is_wrong() => Finding::Wrong,
-            _ => Finding::Good,
-        }
+        finding(&self.story)
     }
 }
 
-/// Follows the next packet from one end to the other, or one that is sent for it. SIGINT and SIGTERM end that early.
+/// A story for people: with all packets, or with those that matter.
+#[must_use]
+pub fn text(story: &Story, in_full: bool) -> String {
+    window::safe(&match in_full {
+        true => trace::render::full_text(story),
+        false => trace::render::text(story),
+    })
+}
+
+/// What a story means.
+#[must_use]
+pub fn finding(story: &Story) -> Finding {
+    match story.verdict {
+        Verdict::NothingSeen if story.cause.is_some() => Finding::Wrong,
+        Verdict::NothingSeen => Finding::Nothing,
+        // What became of it another machine may know; but not where it took the wrong way.
+        Verdict::Left => match story.left().and_then(|step| step.cause.as_ref()) {
+            Some(_) => Finding::Wrong,
+            None => Finding::Nothing,
+        },
+        // What was lost may have been the reply.
+        Verdict::Unanswered if story.gaps.lost_events > 0 => Finding::Nothing,
+        verdict if verdict.is_wrong() => Finding::Wrong,
+        _ => Finding::Good,
+    }
+}
+
+/// Follows the next packet from one end to the other, or one that is sent for it. SIGINT and SIGTERM end that early. What
+/// is told before the end is told by `show`, which says whether anybody reads it.
 ///
 /// # Errors
 /// When an end is not known, or packets cannot be followed or sent.
-pub fn follow(args: &TraceArgs) -> anyhow::Result<Followed> {
+pub fn follow(args: &TraceArgs, show: impl Fn(&str) -> bool) -> anyhow::Result<Followed> {
     let resolver = Resolver::read(&args.config)?;
     let namespaces = trace::namespaces::of_this_machine();
+    let own = telling::own_namespaces(&resolver, &namespaces);
     let Wanted {
         mut filter,
         service,
@@ -132,18 +145,22 @@ pub fn follow(args: &TraceArgs) -> anyhow::Result<Followed> {
     let sent = probe.as_ref().map(|probe| (probe.flow(), probe.netns()));
     // Others of the same kind may be under way.
     filter.source_port = sent.map(|(flow, _)| flow.source.port());
+    also_from(&mut filter, args, &resolver);
+    let names = resolver.names(&namespaces);
     let interrupt = Interrupt::hold()?;
     let session = Session::start(&filter, &host_name())?;
     let attached_in = session.attached_in();
+    let mut telling = Telling::new(args, &own, &names, &show);
+    telling.attached(&filter, service.as_ref(), &namespaces);
     let mut watch = Watch {
         session,
         interrupt,
         sending: probe.map(Probe::start).transpose()?,
     };
-    if !args.inject {
+    if !args.inject && args.output != Stream::Ndjson {
         tell("following packets: Ctrl-C ends it, and tells what was seen");
     }
-    let Seen { hops, gaps, said } = watch.collect(args, &filter)?;
+    let Seen { hops, gaps, said } = watch.collect(args, &filter, &mut telling)?;
     let detaching = Instant::now();
     drop(watch);
     if args.verbose {
@@ -153,7 +170,7 @@ pub fn follow(args: &TraceArgs) -> anyhow::Result<Followed> {
             attached_in.as_millis()
         ));
     }
-    let mut story = Story::new(&filter, &hops, &resolver.names(&namespaces), gaps);
+    let mut story = Story::new(&filter, &hops, &names, gaps);
     if let Some(service) = &service {
         story = story.to_service(service);
     }
@@ -174,6 +191,21 @@ pub fn follow(args: &TraceArgs) -> anyhow::Result<Followed> {
     })
 }
 
+/// Adds those whose addresses may stand in the place of the sender's.
+fn also_from(filter: &mut Filter, args: &TraceArgs, resolver: &Resolver) {
+    for end in &args.also_from {
+        let meant = Name::parse_in(&args.ends.namespace, end).map_err(Into::into);
+        match meant.and_then(|name| resolver.meant(&name)) {
+            // Anybody is looked for already.
+            Ok(_) if filter.sources.is_empty() => {}
+            Ok(meant) => filter.sources.extend([meant.addresses, meant.tunnel].concat()),
+            Err(error) => tell(format_args!(
+                "warning: packets from {end} are not followed: {error:#}"
+            )),
+        }
+    }
+}
+
 /// What is looked at, and what ends the looking.
 struct Watch {
     session: Session,
@@ -191,7 +223,12 @@ struct Seen {
 
 impl Watch {
     /// What is seen until it is enough, and what was not.
-    fn collect(&mut self, args: &TraceArgs, filter: &Filter) -> anyhow::Result<Seen> {
+    fn collect(
+        &mut self,
+        args: &TraceArgs,
+        filter: &Filter,
+        telling: &mut Telling<'_>,
+    ) -> anyhow::Result<Seen> {
         let (mut hops, mut said) = (Vec::new(), None);
         let mut deadline = Instant::now() + args.timeout;
         let mut ended_at = None;
@@ -204,7 +241,9 @@ impl Watch {
             while hops.len() < MOST_HOPS
                 && let Some(hop) = self.session.next_hop(Instant::now())?
             {
-                hops.push(hop);
+                if telling.takes(&hop) {
+                    hops.push(hop);
+                }
             }
             // What is lost while this thinks about what it has is nothing that it looks for.
             let gaps = self.session.gaps()?;
@@ -225,7 +264,12 @@ impl Watch {
             let is_told = args.duration.is_none()
                 && hops.len() > seen
                 && Story::new(filter, &hops, &Names::default(), gaps).is_complete();
-            if is_told || hops.len() >= MOST_HOPS || now >= deadline || is_interrupted {
+            if is_told
+                || hops.len() >= MOST_HOPS
+                || now >= deadline
+                || is_interrupted
+                || !telling.has_reader()
+            {
                 return Ok(Seen { hops, gaps, said });
             }
             self.wait(deadline)?;
@@ -330,7 +374,7 @@ mod tests {
             story,
             in_full: false,
         }
-        .render(Output::Text);
+        .render(Stream::Text);
         assert_eq!(text, told.replace('\u{1b}', "\u{fffd}"));
         assert!(text.contains("\u{fffd}[2J"), "{text}");
     }

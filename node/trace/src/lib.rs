@@ -6,6 +6,7 @@
 //! - [`Session`] attaches programs to the kernel's tracepoints, and turns what they tell into [`Hop`]s. It takes them away
 //!   when it is dropped; the kernel does when the process ends, however it ends.
 //! - [`Story`] is what the hops of one connection mean: packets, NAT, the reply, a [`Verdict`]. Pure.
+//! - [`part`] is what a machine tells of packets to whoever asks several, and [`Story::joined`] one story of that.
 //! - [`Service`] is an end that stands for many.
 //! - [`cause`] says what a drop means, and what to look at.
 //! - [`namespaces`] finds where on this machine an address is.
@@ -37,6 +38,7 @@ pub mod flows;
 pub mod hop;
 mod ledger;
 pub mod namespaces;
+pub mod part;
 pub mod places;
 pub mod render;
 pub mod service;
@@ -45,6 +47,7 @@ pub mod shell;
 pub mod story;
 
 pub use hop::{Hop, HopKind};
+pub use part::Part;
 pub use places::Names;
 pub use service::Service;
 pub use session::{Filter, Session, TraceError};

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use crate::cause::{self, Cause, Scene};
 use crate::hop::{Flow, Hop, HopKind, Protocol};
-use crate::story::{Packet, Step, Story, Verdict};
+use crate::story::{Gone, Packet, Step, Story, Verdict};
 
 /// Packets that are told hop by hop; of the others there is a line each.
 const IN_FULL: usize = 2;
@@ -51,11 +51,15 @@ fn told(story: &Story, most: usize, is_hidden: impl Fn(&Packet) -> bool) -> Stri
     let (full, later) = in_full(story);
     for packet in &full {
         line(&mut text, "");
-        packet_lines(&mut text, packet);
+        packet_lines(&mut text, packet, is_of_several(story));
     }
     let (hidden, later): (Vec<_>, Vec<_>) = later.into_iter().partition(|packet| is_hidden(packet));
     let more = later.len().saturating_sub(most);
-    let mut lines: Vec<String> = later.iter().take(most).map(|packet| summary(packet)).collect();
+    let mut lines: Vec<String> = later
+        .iter()
+        .take(most)
+        .map(|packet| summary(packet, story))
+        .collect();
     lines.extend((more > 0).then(|| format!("and {more} packets more")));
     lines.extend((!hidden.is_empty()).then(|| {
         format!(
@@ -75,11 +79,14 @@ fn told(story: &Story, most: usize, is_hidden: impl Fn(&Packet) -> bool) -> Stri
 }
 
 /// Whether a packet only closes a connection that worked: what ends it, and what comes after that and carries nothing.
-fn is_closing(story: &Story) -> impl Fn(&Packet) -> bool {
+fn is_closing(story: &Story) -> impl Fn(&Packet) -> bool + '_ {
     let works = matches!(story.verdict, Verdict::Answered | Verdict::Delivered);
-    let at = |packet: &Packet| packet.hops.first().map(|step| step.after_ns);
-    let ends = story.packets.iter().filter(|packet| packet.ends_connection());
-    let end = ends.filter_map(at).min().filter(|_| works);
+    let at = |packet: &Packet| story.packets.iter().position(|other| other == packet);
+    let end = story
+        .packets
+        .iter()
+        .position(Packet::ends_connection)
+        .filter(|_| works);
     move |packet| {
         let is_bare = packet
             .hops
@@ -115,13 +122,21 @@ fn in_full(story: &Story) -> (Vec<&Packet>, Vec<&Packet>) {
     (strip(full), strip(later))
 }
 
+/// Whether the story is of several machines: places are told with their nodes then.
+fn is_of_several(story: &Story) -> bool {
+    !story.nodes.is_empty()
+}
+
 fn headline(story: &Story) -> String {
     let verdict = match story.verdict {
         Verdict::NothingSeen => "NOTHING SEEN",
         Verdict::Answered => "ANSWERED",
         Verdict::Refused => "REFUSED",
         Verdict::Delivered => "DELIVERED, no reply seen",
+        Verdict::Left if is_of_several(story) => "LEFT",
         Verdict::Left => "LEFT THIS MACHINE",
+        Verdict::Lost { is_reply: false } => "LOST",
+        Verdict::Lost { is_reply: true } => "REPLY LOST",
         Verdict::Unanswered => "NO REPLY",
         Verdict::Dropped { is_reply: false } => "DROPPED",
         Verdict::Dropped { is_reply: true } => "REPLY DROPPED",
@@ -129,9 +144,19 @@ fn headline(story: &Story) -> String {
     let Some(flow) = story.flow else {
         return format!("TRACE  verdict: {verdict}");
     };
-    let end = match (story.drop(), story.left()) {
-        (Some(step), _) if story.verdict != Verdict::Refused => format!(" at {}", place(step)),
-        (_, Some(step)) => format!(" by {}, no reply seen", place(step)),
+    let end = match (story.drop(), story.left(), &story.gone) {
+        (Some(step), ..) if story.verdict != Verdict::Refused => format!(" at {}", place(step, story)),
+        (
+            _,
+            Some(_),
+            Some(Gone {
+                from, to: Some(to), ..
+            }),
+        ) => format!(" BETWEEN {from} and {to}"),
+        (_, Some(step), Some(gone)) => {
+            format!(" by {} to {}, no reply seen", place(step, story), gone.towards)
+        }
+        (_, Some(step), None) => format!(" by {}, no reply seen", place(step, story)),
         _ => String::new(),
     };
     let mut headline = format!("TRACE  {flow}/{}  verdict: {verdict}{end}", flow.protocol);
@@ -141,7 +166,7 @@ fn headline(story: &Story) -> String {
     headline
 }
 
-fn packet_lines(text: &mut String, packet: &Packet) {
+fn packet_lines(text: &mut String, packet: &Packet, with_nodes: bool) {
     let Some(first) = packet.hops.first() else { return };
     let direction = if packet.is_reply { "reply" } else { "request" };
     let header = &first.hop.header;
@@ -154,14 +179,28 @@ fn packet_lines(text: &mut String, packet: &Packet) {
             header.length
         ),
     );
-    let places = packet.hops.iter().map(|step| step.at.chars().count());
-    let devices = packet.hops.iter().map(|step| step.hop.device.chars().count());
-    let widths = (places.max().unwrap_or(0), devices.max().unwrap_or(0));
+    let width = |of: fn(&Step) -> &str| {
+        let widths = packet.hops.iter().map(|step| of(step).chars().count());
+        widths.max().unwrap_or(0)
+    };
+    let widths = Widths {
+        node: with_nodes.then(|| width(|step| &step.hop.node)),
+        place: width(|step| &step.at),
+        device: width(|step| &step.hop.device),
+    };
     let mut before: Option<&Hop> = None;
     for step in &packet.hops {
-        line(text, &step_line(step, before, widths));
+        line(text, &step_line(step, before, &widths));
         before = Some(&step.hop);
     }
+}
+
+/// Of the columns of a packet's hops.
+struct Widths {
+    /// None: there is no such column.
+    node: Option<usize>,
+    place: usize,
+    device: usize,
 }
 
 fn named(what: &str) -> String {
@@ -172,10 +211,11 @@ fn named(what: &str) -> String {
     }
 }
 
-fn step_line(step: &Step, before: Option<&Hop>, (place, device): (usize, usize)) -> String {
+fn step_line(step: &Step, before: Option<&Hop>, widths: &Widths) -> String {
     let Step {
         after_ns, at, hop, ..
     } = step;
+    let Widths { node, place, device } = widths;
     let kind = match &hop.kind {
         HopKind::Sent => "sent",
         HopKind::Received => "received",
@@ -183,8 +223,9 @@ fn step_line(step: &Step, before: Option<&Hop>, (place, device): (usize, usize))
         HopKind::Consumed { .. } => "taken",
     };
     let after = format!("+{}", micros(*after_ns));
+    let node = node.map_or_else(String::new, |width| format!("{:<width$}  ", hop.node));
     format!(
-        "  {after:>12}  {at:<place$}  {:<device$}  {kind:<8}  {}",
+        "  {after:>12}  {node}{at:<place$}  {:<device$}  {kind:<8}  {}",
         hop.device,
         details(hop, before)
     )
@@ -228,21 +269,29 @@ fn translation(before: Flow, after: Flow) -> String {
 }
 
 /// One line for a packet.
-fn summary(packet: &Packet) -> String {
+fn summary(packet: &Packet, story: &Story) -> String {
     let (Some(first), Some(last)) = (packet.hops.first(), packet.hops.last()) else {
         return String::new();
     };
     let direction = if packet.is_reply { "reply" } else { "request" };
     let header = &first.hop.header;
+    // Whose time it is.
+    let node = match is_of_several(story) {
+        true => format!("{}  ", first.hop.node),
+        false => String::new(),
+    };
     let end = match &last.hop.kind {
-        HopKind::Dropped { reason, place } => {
-            format!("DROPPED at {} {}: {reason} in {place}", last.at, last.hop.device)
+        HopKind::Dropped {
+            reason,
+            place: function,
+        } => {
+            format!("DROPPED at {}: {reason} in {function}", place(last, story))
         }
-        HopKind::Consumed { .. } => format!("taken after {}", place_before_end(packet)),
-        HopKind::Sent | HopKind::Received => format!("last seen at {} {}", last.at, last.hop.device),
+        HopKind::Consumed { .. } => format!("taken after {}", place_before_end(packet, story)),
+        HopKind::Sent | HopKind::Received => format!("last seen at {}", place(last, story)),
     };
     format!(
-        "{:>14}  {direction:<7}  {}{}, {} bytes: {}, {end}",
+        "{:>14}  {node}{direction:<7}  {}{}, {} bytes: {}, {end}",
         format!("+{}", micros(first.after_ns)),
         header.flow.protocol,
         named(&header.what),
@@ -255,14 +304,22 @@ fn summary(packet: &Packet) -> String {
 }
 
 /// Where a packet was before somebody took it.
-fn place_before_end(packet: &Packet) -> String {
+fn place_before_end(packet: &Packet, story: &Story) -> String {
     let at_device = packet.hops.iter().rev().find(|step| !step.hop.device.is_empty());
-    at_device.map_or_else(String::new, |step| format!("{} {}", step.at, step.hop.device))
+    at_device.map_or_else(String::new, |step| place(step, story))
 }
 
 /// What limits what was seen.
 fn notes(story: &Story) -> Vec<String> {
     let mut notes = Vec::new();
+    let missing = story
+        .nodes
+        .iter()
+        .filter_map(|witness| Some((witness, witness.missing.as_ref()?)));
+    notes.extend(missing.map(|(witness, why)| format!("MISSING: what {} saw: {why}", witness.node)));
+    if is_of_several(story) {
+        notes.push("times are since each node's first sight: clocks of nodes are not compared".to_owned());
+    }
     if story.other_connections > 0 {
         notes.push(format!("{} other connections were seen", story.other_connections));
     }
@@ -290,22 +347,32 @@ fn notes(story: &Story) -> Vec<String> {
 fn conclusions(story: &Story) -> Vec<String> {
     let (request, reply) = (story.last_step(false), story.last_step(true));
     match (story.verdict, reply.or(request)) {
-        (Verdict::Dropped { .. }, _) => story.drop().map(dropped_lines).unwrap_or_default(),
+        (Verdict::Dropped { .. }, _) => story
+            .drop()
+            .map(|step| dropped_lines(step, story))
+            .unwrap_or_default(),
         (Verdict::Refused, _) => refused_lines(story),
-        (Verdict::Left, _) => story.left().map(left_lines).unwrap_or_default(),
+        (Verdict::Left | Verdict::Lost { .. }, _) => story
+            .left()
+            .map(|step| left_lines(step, story))
+            .unwrap_or_default(),
         (Verdict::Unanswered, Some(step)) => {
             let what = if reply.is_some() {
                 "there was a reply, which nobody dropped, and which did not come back"
             } else {
                 "nobody dropped it, and nobody answered"
             };
-            let mut lines = vec![format!("{what}: it was seen last at {}", place(step))];
-            lines.extend(step.cause.iter().flat_map(cause_lines));
+            let mut lines = vec![format!("{what}: it was seen last at {}", place(step, story))];
+            lines.extend(
+                step.cause
+                    .iter()
+                    .flat_map(|cause| cause_lines(cause, step, story)),
+            );
             lines
         }
         (Verdict::NothingSeen, _) if story.is_probe => {
             let mut lines = vec!["a probe was sent, and no device had a packet of it".to_owned()];
-            lines.extend(story.cause.iter().flat_map(cause_lines));
+            lines.extend(story.cause.iter().flat_map(bare_cause_lines));
             lines
         }
         (Verdict::NothingSeen, _) => {
@@ -322,7 +389,7 @@ fn conclusions(story: &Story) -> Vec<String> {
     }
 }
 
-fn dropped_lines(step: &Step) -> Vec<String> {
+fn dropped_lines(step: &Step, story: &Story) -> Vec<String> {
     let HopKind::Dropped {
         reason,
         place: function,
@@ -330,9 +397,12 @@ fn dropped_lines(step: &Step) -> Vec<String> {
     else {
         return Vec::new();
     };
-    let mut lines = vec![format!("DROPPED at {}: {reason} in {function}", place(step))];
+    let mut lines = vec![format!(
+        "DROPPED at {}: {reason} in {function}",
+        place(step, story)
+    )];
     match &step.cause {
-        Some(cause) => lines.extend(cause_lines(cause)),
+        Some(cause) => lines.extend(cause_lines(cause, step, story)),
         None => lines.push("means:   not known; the kernel's function is where it ended".to_owned()),
     }
     lines
@@ -342,14 +412,14 @@ fn dropped_lines(step: &Step) -> Vec<String> {
 fn refused_lines(story: &Story) -> Vec<String> {
     let Some(refusal) = story.refusal() else {
         let mut lines = vec!["REFUSED before there was a packet: its socket was told so".to_owned()];
-        lines.extend(story.cause.iter().flat_map(cause_lines));
+        lines.extend(story.cause.iter().flat_map(bare_cause_lines));
         return lines;
     };
     let header = &refusal.hop.header;
     let mut lines = vec![format!(
         "REFUSED by {} at {}: {} {}",
         header.flow.source.ip(),
-        place(refusal),
+        place(refusal, story),
         header.flow.protocol,
         header.what
     )];
@@ -367,12 +437,12 @@ fn refused_lines(story: &Story) -> Vec<String> {
     match story.drop() {
         // The answer says more than the place in the kernel does.
         Some(dropped) if is_without_reason(dropped) && header.flow.protocol != Protocol::TCP => {
-            lines.extend(dropped_lines(dropped).into_iter().take(1));
-            lines.extend(said.iter().flat_map(cause_lines));
+            lines.extend(dropped_lines(dropped, story).into_iter().take(1));
+            lines.extend(said.iter().flat_map(|cause| cause_lines(cause, refusal, story)));
         }
-        Some(dropped) => lines.extend(dropped_lines(dropped)),
+        Some(dropped) => lines.extend(dropped_lines(dropped, story)),
         // Who refused it is not here, or needed no rule for it.
-        None => lines.extend(said.iter().flat_map(cause_lines)),
+        None => lines.extend(said.iter().flat_map(|cause| cause_lines(cause, refusal, story))),
     }
     lines
 }
@@ -381,34 +451,98 @@ fn is_without_reason(step: &Step) -> bool {
     matches!(&step.hop.kind, HopKind::Dropped { reason, .. } if reason == "NOT_SPECIFIED")
 }
 
-fn left_lines(step: &Step) -> Vec<String> {
-    let mut lines = vec![format!(
-        "LEFT THIS MACHINE by {}: nothing on it received the packet from there",
-        place(step)
-    )];
-    match (&step.cause, step.hop.wrapping) {
-        (Some(cause), _) => lines.extend(cause_lines(cause)),
+fn left_lines(step: &Step, story: &Story) -> Vec<String> {
+    let mut lines = vec![left_line(step, story)];
+    if let Some(cause) = &step.cause {
+        lines.extend(cause_lines(cause, step, story));
+        return lines;
+    }
+    let to = story.gone.as_ref().and_then(|gone| gone.to.as_ref());
+    lines.push(match (to, step.hop.wrapping) {
+        (Some(to), Some(wrapping)) => format!(
+            "look at: what is between {} and {to}: firewalls and security groups for UDP port {}",
+            step.hop.node,
+            wrapping.flow.destination.port()
+        ),
+        (Some(to), None) => format!(
+            "look at: what is between {} and {to}: firewalls and security groups, routes for {}",
+            step.hop.node,
+            step.hop.header.flow.destination.ip()
+        ),
         (None, Some(wrapping)) => {
             let other = wrapping.flow.destination.ip();
-            lines.push(format!("look at: the same trace on the machine that has {other}"));
+            format!("look at: the same trace on the machine that has {other}")
         }
         (None, None) => {
             let route = format!("ip route get {}", step.hop.header.flow.destination.ip());
-            lines.push(format!("look at: {}", step.command(&route)));
-            lines.push("look at: what is behind that device".to_owned());
+            let route = format!("look at: {}{}", step.command(&route), where_to(step, story));
+            return [
+                lines,
+                vec![route, "look at: what is behind that device".to_owned()],
+            ]
+            .concat();
         }
-    }
+    });
     lines
 }
 
-fn cause_lines(cause: &Cause) -> Vec<String> {
+fn left_line(step: &Step, story: &Story) -> String {
+    let place = place_on(step);
+    let what = match story.verdict {
+        Verdict::Lost { is_reply: true } => "REPLY LOST",
+        _ => "LOST",
+    };
+    match &story.gone {
+        Some(Gone {
+            from,
+            towards,
+            to: Some(to),
+        }) => {
+            format!(
+                "{what} BETWEEN {from} and {to}: it left {from} by {place} to {towards}, and {to} saw nothing of it"
+            )
+        }
+        Some(Gone { from, towards, .. }) => {
+            format!(
+                "LEFT {from} by {place} to {towards}: no node that was asked received the packet from there"
+            )
+        }
+        None => format!("LEFT THIS MACHINE by {place}: nothing on it received the packet from there"),
+    }
+}
+
+/// Why it ended at this step, and what to look at.
+fn cause_lines(cause: &Cause, step: &Step, story: &Story) -> Vec<String> {
+    let mut lines = bare_cause_lines(cause);
+    let looks = lines.iter_mut().skip(1);
+    looks.for_each(|look| look.push_str(&where_to(step, story)));
+    lines
+}
+
+/// On which of several nodes a command tells something.
+fn where_to(step: &Step, story: &Story) -> String {
+    match is_of_several(story) {
+        true => format!("  # on {}", step.hop.node),
+        false => String::new(),
+    }
+}
+
+fn bare_cause_lines(cause: &Cause) -> Vec<String> {
     let means = format!("means:   {}", cause.means);
     let look = cause.look.iter().map(|look| format!("look at: {look}"));
     [means].into_iter().chain(look).collect()
 }
 
-/// The namespace, and the device where there is one.
-fn place(step: &Step) -> String {
+/// The node where there are several, the namespace, and the device where there is one.
+fn place(step: &Step, story: &Story) -> String {
+    match is_of_several(story) {
+        true => format!("{} {}", step.hop.node, place_on(step)),
+        false => place_on(step),
+    }
+}
+
+/// The same on its node.
+fn place_on(step: &Step) -> String {
     [step.at.as_str(), &step.hop.device]
         .join(" ")
         .trim_end()

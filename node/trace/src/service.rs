@@ -9,7 +9,7 @@ use crate::story::Packet;
 
 /// A Service that packets are sent to. Those to its endpoints are meant too: where the socket hook translates, they bear
 /// nothing else from the start.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Service {
     /// What it is called, for example `svc/default/web:80`.
     pub name: String,

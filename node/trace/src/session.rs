@@ -8,6 +8,7 @@ use ebpf::abi::net::Port;
 use ebpf::kernel_types::{KernelTypes, TypesError};
 use ebpf::tracepoints::TracepointError;
 use ebpf::tracer::{Tracer, Wanted};
+use serde::{Deserialize, Serialize};
 
 use crate::hop::{Hop, Protocol};
 use crate::places::Places;
@@ -17,7 +18,8 @@ use crate::story::Gaps;
 pub const VXLAN_PORTS: [u16; 2] = [4789, 8472];
 
 /// Whose packets are followed, in both directions, under whatever addresses NAT gives them on the way.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Filter {
     /// Addresses of one end, at most 1024; none: anybody.
     pub sources: Vec<IpAddr>,

@@ -21,7 +21,7 @@ use crate::installation::{LATER, build_image, install, on_a_cluster};
 const THERE: &str = "--while-input-is-open";
 
 /// An agent's pod does not see the node's processes, and so no cgroup of the sender.
-const NOT_FROM_ITS_CGROUP: &str = "the probe is not sent from the sender's cgroup, where the socket hook would see it: rules \
+pub const NOT_FROM_ITS_CGROUP: &str = "the probe is not sent from the sender's cgroup, where the socket hook would see it: rules \
                                    for packets translate it instead (no process of the sender stands there)";
 
 /// What `causeway version` says, whatever the state of the machine.
@@ -41,17 +41,19 @@ fn nodes_are_asked_from_elsewhere() {
             world.several_nodes_are_told_apart()?;
             world.who_is_named_tells_the_node()?;
             world.a_capture_of_both_ends_is_one_file_here()?;
+            world.a_trace_is_one_story_of_all_nodes_on_the_way()?;
             world.what_goes_on_is_told_as_it_comes_and_ends_there_too()?;
             world.names_of_nothing_suggest_what_there_is()?;
             world.who_may_not_is_told_what_is_missing()?;
-            world.a_node_without_an_agent_is_told()
+            world.a_node_without_an_agent_is_told()?;
+            world.a_story_without_one_of_its_nodes_says_so()
         },
     );
 }
 
 /// A client on the first node, a server of no Service on the second.
-struct World<'c> {
-    cluster: &'c Cluster,
+pub struct World<'c> {
+    pub cluster: &'c Cluster,
 }
 
 impl<'c> World<'c> {
@@ -68,7 +70,7 @@ impl<'c> World<'c> {
         Ok(Self { cluster })
     }
 
-    fn command(&self, words: &[&str]) -> Command {
+    pub fn command(&self, words: &[&str]) -> Command {
         let mut command = Command::new(program("causeway"));
         command
             .arg("on")
@@ -78,7 +80,7 @@ impl<'c> World<'c> {
         command
     }
 
-    fn run(&self, words: &[&str]) -> anyhow::Result<Output> {
+    pub fn run(&self, words: &[&str]) -> anyhow::Result<Output> {
         self.command(words).output().context("starting causeway on")
     }
 
@@ -172,7 +174,7 @@ impl<'c> World<'c> {
                 && text(&output.stdout).contains("verdict: ANSWERED")
                 // Places have their names: nothing that it needs is missing there.
                 && !text(&output.stdout).contains("CAP_")
-                && text(&output.stderr) == format!("on node-1\n{NOT_FROM_ITS_CGROUP}\n"),
+                && text(&output.stderr) == format!("on node-1, node-2\nnode-1: {NOT_FROM_ITS_CGROUP}\n"),
             "{}",
             everything(&output)
         );
@@ -528,7 +530,7 @@ fn commands_there() -> Vec<String> {
         .collect()
 }
 
-fn interrupt(process: &Process) -> anyhow::Result<()> {
+pub fn interrupt(process: &Process) -> anyhow::Result<()> {
     let pid = Pid::from_raw(i32::try_from(process.pid())?);
     Ok(kill(pid, Signal::SIGINT)?)
 }
@@ -537,6 +539,6 @@ fn path(path: &Path) -> anyhow::Result<&str> {
     path.to_str().context("a path")
 }
 
-fn text(bytes: &[u8]) -> String {
+pub fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }

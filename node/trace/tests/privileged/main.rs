@@ -74,15 +74,20 @@ fn a_packet_is_followed_through_nat_and_vxlan_to_another_node_and_its_reply_back
         "p1 eth0 received 10.203.0.10:80>10.201.0.5",
     ];
     // A packet that nobody uses any more may be told as taken at the end.
-    let passed = |what| {
-        let mut lines = lines(packet(&story, what));
+    let passed = |story: &Story, what| {
+        let mut lines = lines(packet(story, what));
         lines.retain(|line| !line.contains(" taken "));
         lines
     };
-    assert_eq!(passed("SYN"), there);
-    assert_eq!(passed("SYN,ACK"), back);
-    assert_eq!(passed("PSH,ACK"), there);
-    assert_eq!((story.verdict, story.gaps.lost_events), (Verdict::Answered, 0));
+    let joined = world.as_of_two_machines(&story).expect("a story");
+    println!("{}", trace::render::text(&joined));
+    for story in [&story, &joined] {
+        assert_eq!(passed(story, "SYN"), there);
+        assert_eq!(passed(story, "SYN,ACK"), back);
+        assert_eq!(passed(story, "PSH,ACK"), there);
+        assert_eq!((story.verdict, story.gaps.lost_events), (Verdict::Answered, 0));
+    }
+    assert_eq!(joined.packets.len(), story.packets.len());
 }
 
 /// A way to break the world, and what is told of the packet that meets it.

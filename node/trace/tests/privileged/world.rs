@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use tests::topology::{Host, connect, join_by_vxlan, pod};
 use trace::hop::{Hop, HopKind, Protocol};
-use trace::{Filter, Names, Session, Story};
+use trace::part::{Attached, Part, Seen, Within};
+use trace::{Filter, Gaps, Names, Session, Story};
 
 /// Long enough for anything that cables do.
 pub const DEADLINE: Duration = Duration::from_secs(10);
@@ -95,6 +96,53 @@ impl World {
                 of(&self.p2, "p2"),
             ]),
         }
+    }
+
+    /// The same as two machines tell it, n1 with p1 and n2 with p2, of which the second began an hour before.
+    pub fn as_of_two_machines(&self, story: &Story) -> Option<Story> {
+        let names = self.names();
+        let steps = story.packets.iter().flat_map(|packet| &packet.hops);
+        let mut hops: Vec<Hop> = steps.map(|step| step.hop.clone()).collect();
+        hops.sort_by_key(|hop| hop.at_ns);
+        let part = |node: &str, own: [&str; 2], ahead: Duration| {
+            let own = names
+                .netns
+                .iter()
+                .filter(|(_, name)| own.contains(&name.as_str()));
+            let namespaces = own.map(|(inode, _)| *inode).collect();
+            let mut within = Within::new(&namespaces);
+            let mut hops: Vec<Hop> = hops.iter().filter(|hop| within.has(hop)).cloned().collect();
+            for hop in &mut hops {
+                hop.at_ns += u64::try_from(ahead.as_nanos()).expect("not that long");
+            }
+            let filter = Filter {
+                sources: vec![CLIENT.into()],
+                targets: vec![(SERVICE.ip(), Some(SERVICE.port())), (SERVER.into(), Some(PORT))],
+                ..Filter::default()
+            };
+            let seen = hops.iter().map(|hop| Seen {
+                at: names.of_netns(hop.netns),
+                entering: None,
+                hop: hop.clone(),
+            });
+            Part {
+                node: node.to_owned(),
+                hops: seen.collect(),
+                story: Some(Story::new(&filter, &hops, &names, Gaps::default())),
+                attached: Some(Attached {
+                    kernel: node.to_owned(),
+                    filter,
+                    namespaces,
+                    ..Attached::default()
+                }),
+                missing: None,
+            }
+        };
+        let hour = Duration::from_secs(3600);
+        Story::joined(&[
+            part("node-1", ["n1", "p1"], Duration::ZERO),
+            part("node-2", ["n2", "p2"], hour),
+        ])
     }
 
     /// Follows what `send` does on the client, until the story is as it is waited for.
