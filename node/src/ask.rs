@@ -18,7 +18,7 @@ use crate::rights::{self, NotRoot};
 /// The name of the agent's socket in its state directory.
 pub const SOCKET: &str = "agent.sock";
 
-/// What an agent that lives answers at once.
+/// What an agent that lives answers at once: the name of its node, as text.
 pub const ALIVE: &str = "/alive";
 
 /// Within this time an agent that lives has said something, whatever it is asked for.
@@ -112,6 +112,7 @@ pub async fn ask<A: DeserializeOwned>(
 pub struct Agent {
     path: PathBuf,
     pid: Option<i32>,
+    node: Option<String>,
     sender: SendRequest<Body>,
 }
 
@@ -144,11 +145,16 @@ impl Agent {
             let request = Request::get(ALIVE).header(http::header::HOST, "agent");
             let response = sender.send_request(request.body(Body::empty())?).await?;
             // The next question waits for the end of this answer, whatever it is.
-            axum::body::to_bytes(Body::new(response.into_body()), ANSWER_BYTES).await?;
-            anyhow::Ok(sender)
+            let said = axum::body::to_bytes(Body::new(response.into_body()), ANSWER_BYTES).await?;
+            anyhow::Ok((sender, String::from_utf8(said.into()).ok()))
         };
         match timeout(HEARD_WITHIN, heard).await {
-            Ok(Ok(sender)) => Ok(Self { path, pid, sender }),
+            Ok(Ok((sender, node))) => Ok(Self {
+                path,
+                pid,
+                node: node.filter(|node| !node.is_empty()),
+                sender,
+            }),
             Ok(Err(error)) => Err(AskError::Answer {
                 path,
                 reason: format!("{error:#}"),
@@ -161,6 +167,12 @@ impl Agent {
     #[must_use]
     pub const fn pid(&self) -> Option<i32> {
         self.pid
+    }
+
+    /// The node that it says it is of; none where it says nothing, as one of an earlier version.
+    #[must_use]
+    pub fn node(&self) -> Option<&str> {
+        self.node.as_deref()
     }
 
     /// Posts `question` to what is at `at`.

@@ -8,6 +8,7 @@ use std::path::Path;
 
 use anyhow::Context;
 use axum::Router;
+use axum::extract::State;
 use axum::routing::{get, post};
 use dns::http;
 use model::ObjectName;
@@ -41,7 +42,10 @@ pub async fn serve(
     let path = state_dir.join(SOCKET);
     let listener = socket::listen(&path).with_context(|| format!("listen on {}", path.display()))?;
     let router = Router::new()
-        .route(ALIVE, get(async || ()))
+        .route(
+            ALIVE,
+            get(async |State(sources): State<Sources>| sources.node.to_string()),
+        )
         .route(explain::PATH, post(explaining::answer))
         .route(names::PATH, post(explaining::name))
         .route(bundle::PATH, post(explaining::tell))

@@ -333,7 +333,7 @@ pub struct AgentArgs {
     /// The agent's configuration; by default /etc/causeway/node.yaml, or that of the only node of `causeway up`
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// The node: of several agents of this machine its own is asked; beside --config for a file that says no nodeName
+    /// The node: of several agents of this machine its own is asked; beside --config the agent must be of it
     #[arg(long, value_name = "NAME", env = "NODE_NAME")]
     node_name: Option<String>,
 }

@@ -3,9 +3,13 @@
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+use trace::shell::quoted;
+
 use super::here::{nodes, of_this_machine};
 use super::{Config, ConfigError, load, node_of, parse, read};
+use crate::ask::Agent;
 use crate::cli::NODE_CONFIG;
+use crate::logs::tell;
 use crate::rights::{self, NotRoot};
 
 /// Why none can be meant.
@@ -31,10 +35,9 @@ pub enum WhichAgent {
         /// Those that there are.
         nodes: Vec<String>,
     },
-    /// The file that was named is another node's.
+    /// The agent that runs with the file is another node's.
     #[error(
-        "node {name} (--node-name, or NODE_NAME) and --config {} contradict each other: that is the configuration of node {own}; give one of \
-         the two alone",
+        "the agent that runs with {} is of node {own}, and not of node {name} (--node-name, or NODE_NAME)",
         .config.display()
     )]
     AnotherNodes {
@@ -42,7 +45,7 @@ pub enum WhichAgent {
         name: String,
         /// The file.
         config: PathBuf,
-        /// Whose it says it is.
+        /// Whose the agent says it is.
         own: String,
     },
     /// They are not for this user to see.
@@ -65,13 +68,15 @@ impl From<ConfigError> for WhichAgent {
 }
 
 fn each(configs: &[PathBuf]) -> String {
-    let options = configs.iter().map(|path| format!("--config {}", path.display()));
+    let options = configs
+        .iter()
+        .map(|path| format!("--config {}", quoted(&path.to_string_lossy())));
     format!("--node-name, or by {}", options.collect::<Vec<_>>().join(" or "))
 }
 
 /// The configuration that is named, else that of the only agent of this machine, else that of the agent whose node is
-/// `name`. `name` stands in place of the node that the only one says, since one file can serve all nodes; but a file that
-/// is named and says another node is a contradiction.
+/// `name`. `name` stands in place of the node that the only one says, as it does for the agent; but the agent that runs
+/// with it knows better whose it is.
 ///
 /// # Errors
 /// When there are several, or none, or it cannot be used.
@@ -86,8 +91,7 @@ pub fn agent(named: Option<&Path>, name: Option<&str>) -> Result<Config, WhichAg
             nodes.display()
         )))),
         ([], _) => Err(WhichAgent::None { nodes }),
-        ([only], Some(name)) if !named.is_empty() => of_file(only, name),
-        ([only], _) if !only.starts_with(&nodes) || !named.is_empty() => Ok(load(only, name)?),
+        ([only], Some(name)) if !only.starts_with(&nodes) || !named.is_empty() => of_file(only, name),
         ([only], None) => Ok(load(only, None)?),
         (_, Some(name)) => of_node(&configs, name),
         (_, None) => Err(WhichAgent::Several(configs)),
@@ -98,14 +102,27 @@ pub fn agent(named: Option<&Path>, name: Option<&str>) -> Result<Config, WhichAg
 fn of_file(path: &Path, name: &str) -> Result<Config, WhichAgent> {
     let text = read(path)?;
     let config = parse(path, &text, Some(name))?;
-    match node_of(&text) {
-        Some(own) if own != name => Err(WhichAgent::AnotherNodes {
-            name: name.to_owned(),
-            config: path.to_owned(),
-            own,
-        }),
-        _ => Ok(config),
+    match (running(&config.state_dir), node_of(&text)) {
+        (Some(own), _) if own != name => {
+            return Err(WhichAgent::AnotherNodes {
+                name: name.to_owned(),
+                config: path.to_owned(),
+                own,
+            });
+        }
+        (None, Some(said)) if said != name => tell(format_args!(
+            "warning: {} says nodeName: {said}, and no agent says whether it runs as node {name}, which was asked for",
+            path.display()
+        )),
+        _ => {}
     }
+    Ok(config)
+}
+
+/// The node that the agent with this state directory says it is of; none where it does not say.
+fn running(state_dir: &Path) -> Option<String> {
+    let agent = crate::block_on(Agent::connect(state_dir)).ok()?.ok()?;
+    agent.node().map(str::to_owned)
 }
 
 fn of_node(configs: &[PathBuf], name: &str) -> Result<Config, WhichAgent> {
@@ -133,6 +150,7 @@ mod tests {
     use ::tests::directory::Directory;
 
     use super::*;
+    use crate::ask::{ALIVE, SOCKET};
 
     #[test]
     fn of_several_agents_the_one_of_the_node_is_taken_and_none_is_guessed() {
@@ -170,31 +188,54 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_named_is_of_any_node_unless_it_says_which() {
-        let directory = Directory::new("contradiction");
-        let file = |name: &str, text: &str| {
-            let path = directory.path().join(name);
-            std::fs::write(
-                &path,
-                format!("{{{text}proxy: {{podNetworks: [10.244.0.0/16]}}}}\n"),
-            )
-            .expect("written");
+    fn a_path_in_what_to_type_is_one_word() {
+        let told = WhichAgent::Several(vec!["/n/my node.yaml".into()]).to_string();
+        assert!(told.ends_with("or by --config '/n/my node.yaml'"), "{told}");
+    }
+
+    #[test]
+    fn a_file_is_of_the_node_that_its_agent_says_and_of_any_where_none_runs() {
+        let directory = Directory::new("whose");
+        let file = |name: &str, node: &str| {
+            let (path, state) = (directory.path().join(name), directory.path().join("state"));
+            let text = format!(
+                "{{{node}stateDir: {}, proxy: {{podNetworks: [10.244.0.0/16]}}}}\n",
+                state.display()
+            );
+            std::fs::write(&path, text).expect("written");
             path
         };
-        let for_all = file("all.yaml", "");
-        let named = agent(Some(&for_all), Some("other")).expect("read");
-        assert_eq!(&*named.node_name.0, "other", "one file for all nodes");
-        let of_one = file("one.yaml", "nodeName: node-1, ");
-        let same = agent(Some(&of_one), Some("node-1")).expect("read");
-        assert_eq!(&*same.node_name.0, "node-1");
-        let error = agent(Some(&of_one), Some("node-2"))
-            .expect_err("a contradiction")
-            .to_string();
-        let expected = format!(
-            "node node-2 (--node-name, or NODE_NAME) and --config {} contradict each other: that is the configuration of node node-1; give one of \
-             the two alone",
-            of_one.display()
-        );
-        assert_eq!(error, expected);
+        let files = [file("all.yaml", ""), file("one.yaml", "nodeName: node-1, ")];
+        let asked = |path: &Path, name: &str| {
+            let config = agent(Some(path), Some(name));
+            config.map(|config| config.node_name.to_string())
+        };
+        for path in &files {
+            for name in ["node-1", "node-2"] {
+                assert_eq!(asked(path, name).expect("nobody knows better"), name);
+            }
+        }
+        let _runs = running_as("node-2", &directory.path().join("state"));
+        for path in &files {
+            assert_eq!(asked(path, "node-2").expect("its agent's"), "node-2");
+            let error = asked(path, "node-1").expect_err("another's").to_string();
+            let expected = format!(
+                "the agent that runs with {} is of node node-2, and not of node node-1 (--node-name, or NODE_NAME)",
+                path.display()
+            );
+            assert_eq!(error, expected);
+        }
+    }
+
+    /// Answers on the socket of an agent, as long as the runtime is there.
+    fn running_as(node: &'static str, state_dir: &Path) -> tokio::runtime::Runtime {
+        std::fs::create_dir_all(state_dir).expect("made");
+        let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+        let entered = runtime.enter();
+        let listener = tokio::net::UnixListener::bind(state_dir.join(SOCKET)).expect("a socket");
+        drop(entered);
+        let router = axum::Router::new().route(ALIVE, axum::routing::get(async move || node));
+        runtime.spawn(async move { axum::serve(listener, router).await });
+        runtime
     }
 }

@@ -10,6 +10,7 @@ use ebpf::abi::service::{FrontendKey, SlotKey};
 use ebpf::service_maps::ServiceMaps;
 use model::NodeName;
 use trace::hop::Protocol;
+use trace::shell::quoted;
 
 use crate::ask;
 use crate::cgroup2::Hierarchy;
@@ -191,7 +192,7 @@ impl Agent {
         if self.config == Path::new(NODE_CONFIG) {
             return String::new();
         }
-        format!(" --config {}", self.config.display())
+        format!(" --config {}", quoted(&self.config.to_string_lossy()))
     }
 
     /// What it says of a packet; none where it does not answer.

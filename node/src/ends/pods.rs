@@ -94,13 +94,22 @@ impl Pods {
     pub fn need_namespace(&self, namespace: &str) -> anyhow::Result<()> {
         self.need_agent(&format!("namespace {namespace}"))?;
         ensure!(
-            self.by_name.keys().any(|name| name.namespace == namespace),
+            self.has_namespace(namespace),
             "no pod of namespace {namespace} on this machine's nodes"
         );
         Ok(())
     }
 
-    fn need_agent(&self, what: &str) -> anyhow::Result<()> {
+    /// Whether a book has a pod of a namespace.
+    pub fn has_namespace(&self, namespace: &str) -> bool {
+        self.by_name.keys().any(|name| name.namespace == namespace)
+    }
+
+    /// Whether there is an agent that may know something.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn need_agent(&self, what: &str) -> anyhow::Result<()> {
         ensure!(self.has_agent, "{what} is not known: {}", NotLocated::NoAgent);
         Ok(())
     }

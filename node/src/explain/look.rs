@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use netlink::Lookup;
 use proxy::programmed::At;
 use serde::{Deserialize, Serialize};
+use trace::shell::quoted;
 
 /// From where somebody looks at the node.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,9 +30,8 @@ impl Vantage {
             At::Map { pin, key } => {
                 let bytes: Vec<_> = key.iter().map(|byte| format!("{byte:02x}")).collect();
                 format!(
-                    "bpftool map lookup pinned {}{} key hex {}",
-                    self.root,
-                    pin.display(),
+                    "bpftool map lookup pinned {} key hex {}",
+                    quoted(&format!("{}{}", self.root, pin.display())),
                     bytes.join(" ")
                 )
             }
@@ -40,7 +40,12 @@ impl Vantage {
                 table,
                 set,
                 key,
-            } => self.in_network(&format!("nft get element {family} {table} {set} '{{ {key} }}'")),
+            } => self.in_network(&format!(
+                "nft get element {family} {} {} {}",
+                quoted(table),
+                quoted(set),
+                quoted(&format!("{{ {key} }}"))
+            )),
         }
     }
 
@@ -51,7 +56,7 @@ impl Vantage {
             command += &format!(" from {source}");
         }
         if let Some(device) = arrives_by {
-            command += &format!(" iif {device}");
+            command += &format!(" iif {}", quoted(device));
         }
         if packet.mark != 0 {
             command += &format!(" mark {:#x}", packet.mark);
@@ -64,18 +69,68 @@ impl Vantage {
     }
 
     pub(super) fn link(&self, device: &str) -> String {
-        self.in_network(&format!("ip -d link show dev {device}"))
+        self.in_network(&format!("ip -d link show dev {}", quoted(device)))
     }
 
     pub(super) fn neighbour(&self, address: IpAddr, device: &str) -> String {
-        self.in_network(&format!("ip neigh show {address} dev {device}"))
+        self.in_network(&format!("ip neigh show {address} dev {}", quoted(device)))
     }
 
     pub(super) fn forwarding(&self, device: &str) -> String {
-        self.in_network(&format!("bridge fdb show dev {device}"))
+        self.in_network(&format!("bridge fdb show dev {}", quoted(device)))
     }
 
     pub(super) fn chain(&self, family: &str, table: &str, chain: &str) -> String {
-        self.in_network(&format!("nft -a list chain {family} {table} {chain}"))
+        self.in_network(&format!(
+            "nft -a list chain {family} {} {}",
+            quoted(table),
+            quoted(chain)
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_paths_are_single_words() {
+        let from = Vantage {
+            network: "ip netns exec node-1".to_owned(),
+            root: "/proc/7/root".to_owned(),
+        };
+        let route = Lookup {
+            destination: IpAddr::from([10, 244, 1, 2]),
+            source: None,
+            device: None,
+            mark: 0,
+        };
+        let map = At::Map {
+            pin: "/sys/fs/bpf/my node/frontends".into(),
+            key: vec![10, 96],
+        };
+        let rows = [
+            (from.link("a;id"), "ip -d link show dev 'a;id'"),
+            (
+                from.neighbour(IpAddr::from([10, 244, 1, 2]), "a;id"),
+                "ip neigh show 10.244.1.2 dev 'a;id'",
+            ),
+            (from.forwarding("a;id"), "bridge fdb show dev 'a;id'"),
+            (
+                from.route(&route, Some("a;id")),
+                "ip route get 10.244.1.2 iif 'a;id'",
+            ),
+            (
+                from.chain("ip", "filter", "$(id)"),
+                "nft -a list chain ip filter '$(id)'",
+            ),
+        ];
+        for (command, expected) in rows {
+            assert_eq!(command, format!("ip netns exec node-1 {expected}"));
+        }
+        assert_eq!(
+            from.entry(&map),
+            "bpftool map lookup pinned '/proc/7/root/sys/fs/bpf/my node/frontends' key hex 0a 60"
+        );
     }
 }

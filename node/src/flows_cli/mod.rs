@@ -19,6 +19,7 @@ use trace::flows::{Passed, Session, render};
 
 use crate::cli::{FlowsArgs, Stream};
 use crate::ends::known::Known;
+use crate::ends::meant::Resolver;
 use crate::logs::tell;
 use crate::trace_cli::window::{safe, until};
 use crate::trace_cli::{Finding, host_name};
@@ -52,6 +53,12 @@ pub async fn watch(
         node: host_name(),
         output: args.output,
     };
+    if let Some(note) = args
+        .of_namespace()
+        .and_then(|namespace| without_pods(namespace, known.resolver()))
+    {
+        tell(note);
+    }
     let mut session = Session::start(known.namespaces())?;
     for sockets in hooks::sockets(&args.config)? {
         if let Err(error) = session.look_into(&sockets) {
@@ -106,6 +113,16 @@ pub async fn watch(
         Stream::Text | Stream::Ndjson => show(&(teller.some(&records) + &teller.lost(uncounted))),
     };
     Ok(finding)
+}
+
+/// What is to be said of a namespace that this machine has no pod of: it may be misspelt.
+fn without_pods(namespace: &str, resolver: &Resolver) -> Option<String> {
+    (!resolver.pods.has_namespace(namespace)).then(|| {
+        format!(
+            "note: no pod of namespace {namespace} on this machine's nodes: flows to its Services, and to its pods elsewhere, \
+             are told"
+        )
+    })
 }
 
 /// All that may have a name.

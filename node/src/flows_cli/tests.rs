@@ -123,7 +123,6 @@ fn what_is_not_known_is_refused_with_what_is() {
         ),
         ("--to node/n", "node/n: this machine has no agent that is known"),
         ("--to pod", "is no pod/NAME"),
-        ("-n other", "no pod of namespace other on this machine's nodes"),
     ];
     for (line, part) in rows {
         let error = Whose::new(&args(line), &resolver()).expect_err(line).to_string();
@@ -133,6 +132,24 @@ fn what_is_not_known_is_refused_with_what_is() {
         let words = ["causeway", "flows"].into_iter().chain(line.split_whitespace());
         assert!(Cli::try_parse_from(words).is_err(), "{line}");
     }
+}
+
+#[test]
+fn a_namespace_is_meant_where_it_has_no_pod_but_not_where_nobody_knows_names() {
+    let note = |namespace| without_pods(namespace, &resolver());
+    assert_eq!(note("shop"), None);
+    let told = note("other").expect("it may be misspelt");
+    assert!(
+        told.starts_with("note: no pod of namespace other on this machine's nodes:"),
+        "{told}"
+    );
+    assert!(Whose::new(&args("-n other"), &resolver()).is_ok());
+    let error = Whose::new(&args("-n other"), &Resolver::default()).expect_err("no agent");
+    let error = error.to_string();
+    assert!(
+        error.starts_with("namespace other is not known: this machine has no agent"),
+        "{error}"
+    );
 }
 
 #[test]

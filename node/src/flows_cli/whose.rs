@@ -34,7 +34,8 @@ struct End {
 impl Whose {
     pub(super) fn new(args: &FlowsArgs, resolver: &Resolver) -> anyhow::Result<Self> {
         if let Some(namespace) = args.of_namespace() {
-            resolver.pods.need_namespace(namespace)?;
+            // It may have Services that are talked to from here, and pods that are elsewhere.
+            resolver.pods.need_agent(&format!("namespace {namespace}"))?;
         }
         let service = args.service()?.map(|name| End::of(&name, resolver)).transpose()?;
         let end = |name: Option<Name>| match name {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Parser as _;
+use clap::error::{ContextKind, ContextValue};
 use model::ObjectName;
 
 use super::addressed::addressed;
@@ -69,8 +70,13 @@ pub enum Refused {
     #[error("{0}")]
     Usage(clap::Error),
     /// There is no such command.
-    #[error("{0} is no command of causeway. What runs on other nodes: {THERE}")]
-    Unknown(String),
+    #[error("{command} is no command of causeway{}. What runs on other nodes: {THERE}", suggestion(.similar))]
+    Unknown {
+        /// What was said.
+        command: String,
+        /// Commands whose names are similar.
+        similar: Vec<String>,
+    },
     /// An end is not understood.
     #[error(transparent)]
     Ends(#[from] FormError),
@@ -92,7 +98,7 @@ impl Errand {
     pub fn parse(words: &[String]) -> Result<Self, Refused> {
         let line = std::iter::once("causeway".to_owned()).chain(words.iter().cloned());
         let command = Cli::try_parse_from(line).map_err(|error| match error.kind() {
-            clap::error::ErrorKind::InvalidSubcommand => Refused::Unknown(name(words)),
+            clap::error::ErrorKind::InvalidSubcommand => unknown(words, &error),
             _ => Refused::Usage(error),
         });
         let command = command?.command;
@@ -170,6 +176,32 @@ fn namespace(command: &Command) -> &str {
         Command::Flows(args) => args.namespace(),
         Command::Capture(args) => &args.namespace,
         _ => NAMESPACE,
+    }
+}
+
+fn unknown(words: &[String], error: &clap::Error) -> Refused {
+    let said = match error.get(ContextKind::InvalidSubcommand) {
+        Some(ContextValue::String(said)) => said.as_str(),
+        _ => "",
+    };
+    // As deep as it was understood: arguments behind it are no part of its name.
+    let depth = words.iter().position(|word| word == said).map_or(1, |at| at + 1);
+    let similar = match error.get(ContextKind::SuggestedSubcommand) {
+        Some(ContextValue::String(one)) => vec![one.clone()],
+        Some(ContextValue::Strings(several)) => several.clone(),
+        _ => Vec::new(),
+    };
+    Refused::Unknown {
+        command: name(&words[..depth.min(words.len())]),
+        similar,
+    }
+}
+
+fn suggestion(commands: &[String]) -> String {
+    match commands {
+        [] => String::new(),
+        [one] => format!("; a similar one is {one}"),
+        several => format!("; similar ones are {}", several.join(", ")),
     }
 }
 
@@ -371,7 +403,21 @@ mod tests {
             let refused = errand(line).expect_err(line).to_string();
             assert!(refused.ends_with(THERE), "{line}: {refused}");
         }
-        assert!(matches!(errand("ls -l /"), Err(Refused::Unknown(command)) if command == "ls"));
+        for (line, told) in [
+            ("ls -l /", "ls is no command of causeway. What"),
+            ("ls /etc", "ls is no command of causeway. What"),
+            (
+                "docter",
+                "docter is no command of causeway; a similar one is doctor. What",
+            ),
+            (
+                "node clenup --force",
+                "node clenup is no command of causeway; a similar one is cleanup. What",
+            ),
+        ] {
+            let refused = errand(line).expect_err(line).to_string();
+            assert!(refused.starts_with(told), "{line}: {refused}");
+        }
         for line in ["trace", "drops --nobody"] {
             assert!(matches!(errand(line), Err(Refused::Usage(_))), "{line}");
         }

@@ -1,5 +1,7 @@
 //! What to type where this machine has nobody to be asked.
 
+use trace::shell::quoted;
+
 use super::errand::Errand;
 use crate::ends::Subject;
 
@@ -18,15 +20,6 @@ pub fn elsewhere(words: &[String]) -> Option<String> {
     };
     let words: Vec<String> = words.iter().map(|word| quoted(word)).collect();
     Some(format!("causeway on{node} -- {}", words.join(" ")))
-}
-
-/// For a shell.
-fn quoted(word: &str) -> String {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=@,+%".contains(c);
-    match !word.is_empty() && word.chars().all(is_plain) {
-        true => word.to_owned(),
-        false => format!("'{}'", word.replace('\'', r"'\''")),
-    }
 }
 
 #[cfg(test)]

@@ -11,7 +11,9 @@ use trace::cause::{self, Cause};
 use trace::hop::{Flow, Hop, HopKind};
 use trace::namespaces::Found;
 use trace::places::command_at;
+use trace::shell::quoted;
 use trace::story::{Packet, Step};
+use trace::{Story, Verdict};
 
 use crate::ends::agents::{Agent, Agents};
 use crate::ends::pods::Pods;
@@ -42,6 +44,28 @@ impl Machine<'_> {
                 .unresolved_below(hop)
                 .or_else(|| self.no_way(self.turn(packet).unwrap_or(step))),
         }
+    }
+
+    /// Says of a request that its receiver took, and that nobody answered, what that means.
+    pub(super) fn explain_silence(&self, story: &mut Story) {
+        let has_reply = story.packets.iter().any(|packet| packet.is_reply);
+        let first = story.packets.first_mut();
+        let Some(last) = first.and_then(|packet| packet.hops.last_mut()) else {
+            return;
+        };
+        let is_taken = matches!(last.hop.kind, HopKind::Consumed { .. });
+        if story.verdict != Verdict::Unanswered || has_reply || !is_taken || last.cause.is_some() {
+            return;
+        }
+        let sender = last.hop.header.flow.source.ip();
+        last.cause = Some(Cause {
+            means: "its receiver has taken it: that has no way back to the sender, or says nothing"
+                .to_owned(),
+            look: vec![
+                last.command(&format!("ip route get {sender}")),
+                doctor(self.agents.in_netns(last.hop.netns)),
+            ],
+        });
     }
 
     /// Why no packet of a probe was seen: its socket was refused, or the kernel holds it back.
@@ -166,13 +190,13 @@ impl Machine<'_> {
             (true, false) => (
                 format!("the peer of device {device} is down"),
                 vec![
-                    step.command(&format!("ip link show {device}")),
+                    step.command(&format!("ip link show {}", quoted(device))),
                     "its other end: set it up".to_owned(),
                 ],
             ),
             (false, _) => (
                 format!("device {device} is down"),
-                vec![step.command(&format!("ip link set {device} up"))],
+                vec![step.command(&format!("ip link set {} up", quoted(device)))],
             ),
         };
         Some(Cause { means, look })
@@ -219,10 +243,7 @@ impl Machine<'_> {
                  machine; now {now}",
                 record.node
             ),
-            look: vec![
-                step.command(&format!("ip route get {receiver}")),
-                format!("causeway doctor{}", agent.map(Agent::option).unwrap_or_default()),
-            ],
+            look: vec![step.command(&format!("ip route get {receiver}")), doctor(agent)],
         })
     }
 
@@ -273,10 +294,19 @@ fn unresolved(kernel: &mut Netlink, receiver: IpAddr, entering: &str) -> Option<
              address"
         ),
         look: vec![
-            command_at(&format!("ip neigh show {next} dev {device}"), Some(entering), ""),
+            command_at(
+                &format!("ip neigh show {next} dev {}", quoted(&device)),
+                Some(entering),
+                "",
+            ),
             format!("whether who has {next} is up"),
         ],
     })
+}
+
+/// The command that has an agent look at everything.
+fn doctor(agent: Option<&Agent>) -> String {
+    format!("causeway doctor{}", agent.map(Agent::option).unwrap_or_default())
 }
 
 /// The command that has an agent explain a packet.
@@ -287,7 +317,8 @@ fn asks(
     }: &Question,
 ) -> String {
     let option = agent.map(Agent::option).unwrap_or_default();
-    format!("causeway explain{option} {source} {destination}")
+    let ends = [source, destination].map(|end| quoted(end));
+    format!("causeway explain{option} {}", ends.join(" "))
 }
 
 fn question(hop: &Hop) -> Question {

@@ -184,6 +184,7 @@ pub fn follow(args: &TraceArgs, show: impl Fn(&str) -> bool) -> anyhow::Result<F
         story.explain_unseen(|| machine.unseen(flow, netns, said.as_ref(), service.as_ref()));
     }
     story.explain_end(|step, packet| machine.cause(step, packet));
+    machine.explain_silence(&mut story);
     Ok(Followed {
         story,
         in_full: args.verbose,

@@ -1,5 +1,6 @@
 //! The connection to the API server.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -243,7 +244,7 @@ impl ApiSource {
                 };
                 let config = Config::from_custom_kubeconfig(kubeconfig::merged(paths)?, &options).await;
                 config.map_err(|source| ConnectError::Kubeconfig {
-                    path: std::env::join_paths(paths).unwrap_or_default().into(),
+                    path: listed(paths),
                     source,
                 })
             }
@@ -317,6 +318,12 @@ impl<'s> Connection<'s> {
         self.client = None;
         backoff.next_delay().max(self.asked.left(Instant::now()))
     }
+}
+
+/// Several files as one, as `KUBECONFIG` lists them: for people, since a name may have a colon of its own.
+fn listed(paths: &[PathBuf]) -> PathBuf {
+    let paths: Vec<&OsStr> = paths.iter().map(|path| path.as_os_str()).collect();
+    paths.join(OsStr::new(":")).into()
 }
 
 /// The files of certificates and keys that a kubeconfig names instead of saying what is in them.
@@ -439,6 +446,35 @@ mod tests {
             source.replace_server(&mut config).expect("valid");
             assert_eq!(config.cluster_url.to_string(), expected);
         }
+    }
+
+    #[tokio::test]
+    async fn a_kubeconfig_that_cannot_be_used_is_named_whatever_its_name() {
+        let directory = Directory::new("colons");
+        let file = |name: &str| {
+            let path = directory.path().join(name);
+            std::fs::write(&path, "{apiVersion: v1, kind: Config}").expect("written");
+            path
+        };
+        let (colon, plain) = (file("a:b"), file("c"));
+        let told = |paths: &[&PathBuf]| {
+            let source = ApiSource {
+                credentials: Credentials::Kubeconfig {
+                    paths: paths.iter().map(|path| (*path).clone()).collect(),
+                    context: Some("none".to_owned()),
+                },
+                ..ApiSource::default()
+            };
+            async move { source.credentials().await.expect_err("no context").to_string() }
+        };
+        assert_eq!(
+            told(&[&colon]).await,
+            format!("use kubeconfig {}", colon.display())
+        );
+        assert_eq!(
+            told(&[&colon, &plain]).await,
+            format!("use kubeconfig {}:{}", colon.display(), plain.display())
+        );
     }
 
     #[tokio::test]

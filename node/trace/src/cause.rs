@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::hop::{Hop, Protocol};
 use crate::places;
+use crate::shell::quoted;
 
 /// What a drop means, and what to look at.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,21 +59,21 @@ impl<'a> Scene<'a> {
 
     fn cause(&self, means: &str, look: &[Look]) -> Cause {
         let look = look.iter().map(|look| match look {
-            There(command) => places::command_at(&self.name(command), self.entering, self.at),
-            Say(what) => self.name(what),
+            There(command) => places::command_at(&self.name(command, quoted), self.entering, self.at),
+            Say(what) => self.name(what, str::to_owned),
         });
         Cause {
-            means: self.name(means),
+            means: self.name(means, str::to_owned),
             look: look.collect(),
         }
     }
 
-    /// The text with the packet's device and addresses in place of the words for them.
-    fn name(&self, text: &str) -> String {
+    /// The text with the packet's device and addresses in place of the words for them, the device as `written`.
+    fn name(&self, text: &str, written: fn(&str) -> String) -> String {
         let address = |address: Option<IpAddr>| address.map(|address| address.to_string());
         let device = Some(self.device).filter(|device| !device.is_empty());
         let words = [
-            ("DEVICE", device.map(str::to_owned)),
+            ("DEVICE", device.map(written)),
             ("SENDER", address(self.sender)),
             ("RECEIVER", address(self.receiver)),
         ];
@@ -145,7 +146,8 @@ const ROWS: [Row; 42] = [
         "NEIGH_CREATEFAIL",
         "",
         "the table of neighbours is full",
-        &[There("sysctl net.ipv4.neigh.default.gc_thresh3")],
+        // Only the first network namespace of a machine has it, for all of them.
+        &[Say("sysctl net.ipv4.neigh.default.gc_thresh3")],
     ),
     (
         "IP_OUTNOROUTES",
@@ -569,6 +571,44 @@ mod tests {
                 format!("{setting}  # at node-1")
             ]
         );
+    }
+
+    #[test]
+    fn a_devices_name_runs_nothing() {
+        let cause = |reason, place| {
+            let scene = Scene {
+                device: "a;id",
+                at: "node-1",
+                entering: Some("ip netns exec node-1"),
+                ..Scene::default()
+            };
+            of(reason, place, &scene).expect("known")
+        };
+        assert_eq!(
+            cause("NO_TX_TARGET", "vxlan_xmit").look[0],
+            "ip netns exec node-1 bridge fdb show dev 'a;id'"
+        );
+        assert_eq!(
+            cause("IPV6DISABLED", "ip6_rcv").look,
+            ["ip netns exec node-1 sysctl net.ipv6.conf.'a;id'.disable_ipv6"]
+        );
+        let queue = cause("QDISC_DROP", "__dev_queue_xmit");
+        assert!(
+            queue.means.starts_with("device a;id or its peer"),
+            "{}",
+            queue.means
+        );
+    }
+
+    #[test]
+    fn what_the_whole_machine_has_once_is_not_looked_for_in_a_nodes_namespace() {
+        let scene = Scene {
+            at: "node-1",
+            entering: Some("ip netns exec node-1"),
+            ..Scene::default()
+        };
+        let full = of("NEIGH_CREATEFAIL", "ip_finish_output2", &scene).expect("known");
+        assert_eq!(full.look, ["sysctl net.ipv4.neigh.default.gc_thresh3"]);
     }
 
     #[test]

@@ -43,6 +43,7 @@ pub mod places;
 pub mod render;
 pub mod service;
 pub mod session;
+pub mod shell;
 pub mod story;
 
 pub use hop::{Hop, HopKind};

@@ -10,6 +10,7 @@ use netlink::netns::PIN_DIRECTORY;
 use netlink::{Kernel, Namespace, Netlink};
 
 use crate::places::inode;
+use crate::shell::quoted;
 
 /// A network namespace.
 #[derive(Clone, Debug)]
@@ -72,7 +73,7 @@ pub fn entering_that_of(pid: i32) -> String {
 /// What runs a command in the network namespace that `ip netns` calls so, put before it.
 #[must_use]
 pub fn entering_pin(name: &str) -> String {
-    format!("ip netns exec {name}")
+    format!("ip netns exec {}", quoted(name))
 }
 
 /// The same by a namespace's number, and a path that leads to it: a pin, or that of a process.
@@ -113,4 +114,15 @@ fn of_processes() -> impl Iterator<Item = PathBuf> {
         name.to_string_lossy().bytes().all(|byte| byte.is_ascii_digit())
     });
     processes.map(|entry| entry.path().join(Path::new("ns/net")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pins_name_is_one_word() {
+        assert_eq!(entering_pin("node-1"), "ip netns exec node-1");
+        assert_eq!(entering_pin("a;id"), "ip netns exec 'a;id'");
+    }
 }

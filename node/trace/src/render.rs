@@ -368,19 +368,6 @@ fn conclusions(story: &Story) -> Vec<String> {
                     .iter()
                     .flat_map(|cause| cause_lines(cause, step, story)),
             );
-            if reply.is_none() && matches!(step.hop.kind, HopKind::Consumed { .. }) {
-                lines.push(
-                    "means:   its receiver has taken it: that has no way back to the sender, or says nothing"
-                        .to_owned(),
-                );
-                let sender = step.hop.header.flow.source.ip();
-                lines.push(format!(
-                    "look at: {}{}",
-                    step.command(&format!("ip route get {sender}")),
-                    where_to(step, story)
-                ));
-                lines.push("look at: causeway doctor".to_owned());
-            }
             lines
         }
         (Verdict::NothingSeen, _) if story.is_probe => {

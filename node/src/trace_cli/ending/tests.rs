@@ -1,9 +1,14 @@
 //! What is told of an end, by pods and by what an agent explains.
 
+use std::os::unix::net::UnixListener;
+
+use ::tests::directory::Directory;
 use model::Protocol;
 use trace::hop::{Flow, Header};
+use trace::{Filter, Gaps, Names};
 
 use super::*;
+use crate::ask::SOCKET;
 use crate::explain::{self, Conclusion, End};
 
 fn hop(device: &str, source: &str, destination: &str) -> Hop {
@@ -133,4 +138,50 @@ fn the_question_names_ports_where_there_are_some() {
     let mut icmp = hop("eth0", "10.0.0.1:0", "10.0.0.2:0");
     icmp.header.flow.protocol = trace::hop::Protocol::ICMP;
     assert_eq!(of(&icmp), "10.0.0.1 10.0.0.2");
+    assert_eq!(
+        asks(None, &question(&tcp)),
+        "causeway explain 10.0.0.1 '[fd00::1]:80/tcp'"
+    );
+}
+
+#[test]
+fn what_its_receiver_does_not_answer_is_asked_of_the_agent_there() {
+    let directory = Directory::new("silence");
+    let config = directory.path().join("my node.yaml");
+    let text = format!(
+        "{{nodeName: node-1, stateDir: {}, proxy: {{podNetworks: [10.244.0.0/16]}}}}\n",
+        directory.path().display()
+    );
+    std::fs::write(&config, text).expect("written");
+    // Whoever listens there is taken for the agent: it stands in this process's network namespace.
+    let _agent = UnixListener::bind(directory.path().join(SOCKET)).expect("a socket");
+    let agents = Agents::read(std::slice::from_ref(&config)).expect("one");
+    let here = trace::places::inode("/proc/self/ns/net".as_ref()).expect("a namespace");
+    let machine = Machine {
+        agents: &agents,
+        pods: &Pods::of(&[]),
+        namespaces: &[],
+    };
+    let look = |netns| {
+        let mut taken = hop("", "10.244.1.2:40000", "10.244.1.3:80");
+        taken.netns = netns;
+        taken.kind = HopKind::Consumed {
+            place: "tcp_v4_rcv".to_owned(),
+        };
+        let filter = Filter {
+            targets: vec![([10, 244, 1, 3].into(), Some(80))],
+            ..Filter::default()
+        };
+        let mut story = Story::new(&filter, &[taken], &Names::default(), Gaps::default());
+        machine.explain_silence(&mut story);
+        let step = story.last_step(false).expect("a hop");
+        let cause = step.cause.clone().expect("told");
+        let told = trace::render::text(&story);
+        assert!(told.contains(&format!("means:   {}", cause.means)), "{told}");
+        cause.look
+    };
+    let way = |netns| format!("ip route get 10.244.1.2  # at netns:{netns}");
+    let option = format!("--config '{}'", config.display());
+    assert_eq!(look(here), [way(here), format!("causeway doctor {option}")]);
+    assert_eq!(look(1), [way(1), "causeway doctor".to_owned()]);
 }
