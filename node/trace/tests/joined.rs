@@ -298,6 +298,61 @@ fn what_left_one_machine_for_another_that_saw_nothing_is_lost_between_them() {
     }
 }
 
+#[test]
+fn what_comes_again_since_its_reply_was_lost_is_not_dropped() {
+    let again = |mut hops: Vec<Hop>| {
+        for hop in &mut hops {
+            hop.at_ns += 1_000_000_000;
+            hop.packet += 1000;
+            hop.header.ip_id += 1;
+        }
+        hops
+    };
+    let taken = consumed(
+        "tcp_rcv_state_process",
+        BEFORE + 55_000,
+        BEFORE + 40_000,
+        syn(SERVER),
+    );
+    let kind = HopKind::Dropped {
+        reason: "NOT_SPECIFIED".to_owned(),
+        place: "tcp_v4_rcv".to_owned(),
+    };
+    let refused = Hop {
+        kind,
+        ..taken.clone()
+    };
+    let first = [request_1(), again(request_1())].concat();
+    let repeated = again([request_2(), vec![refused.clone()]].concat());
+    let second = [request_2(), vec![taken], reply_2(), repeated.clone()].concat();
+    let story = joined(&two(first.clone(), second));
+    assert_eq!(story.verdict, Verdict::Lost { is_reply: true });
+    // Where it has none of them, it does not want the connection.
+    let second = [request_2(), vec![refused], repeated].concat();
+    let story = joined(&two(first, second));
+    assert_eq!(story.verdict, Verdict::Dropped { is_reply: false });
+}
+
+#[test]
+fn a_datagram_that_was_read_may_have_an_answer_that_is_lost() {
+    let datagrams = |mut hops: Vec<Hop>| {
+        for hop in &mut hops {
+            hop.header.flow.protocol = Protocol::UDP;
+            hop.header.what = String::new();
+            hop.connection = None;
+        }
+        hops
+    };
+    let read = consumed("skb_consume_udp", BEFORE + 55_000, BEFORE + 40_000, syn(SERVER));
+    let taken = datagrams([request_2(), vec![read]].concat());
+    let first = datagrams(request_1());
+    let story = joined(&two(first.clone(), taken.clone()));
+    assert_eq!(story.verdict, Verdict::Delivered);
+    let second = [taken, datagrams(reply_2())].concat();
+    let story = joined(&two(first, second));
+    assert_eq!(story.verdict, Verdict::Lost { is_reply: true });
+}
+
 /// Only who would have seen a packet says by seeing nothing that it did not come.
 #[test]
 fn what_nobody_would_have_seen_has_left_and_is_not_lost() {
@@ -391,7 +446,7 @@ fn what_left_a_machine_that_did_not_see_all_is_not_lost() {
     // Which one lost events, and what is said then.
     let rows = [
         (Vec::new(), 0, Verdict::Left),
-        (second(), 1, Verdict::Delivered),
+        (second(), 1, Verdict::Unanswered),
         ([request_2(), reply_2()].concat(), 1, Verdict::Unanswered),
     ];
     for (second, losing, verdict) in rows {
