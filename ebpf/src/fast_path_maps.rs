@@ -1,12 +1,13 @@
 //! The fast path's maps as somebody finds them who only looks: no program is loaded, nothing is made or written.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError};
 use ebpf_common::net::Ip;
-use ebpf_common::pods::{ADDRESS_BITS, Hop, Remote};
+use ebpf_common::pods::{ADDRESS_BITS, Hop, PodFlow, PodFlowKey, Remote};
 
 use crate::fast_path::{layout_dir, links_dir, pin_name};
 use crate::{Error, probe};
@@ -16,6 +17,7 @@ pub struct FastPathMaps {
     pods: HashMap<MapData, Ip, Hop>,
     remotes: LpmTrie<MapData, Ip, Remote>,
     lease: Array<MapData, u64>,
+    flows: HashMap<MapData, PodFlowKey, PodFlow>,
     links: PathBuf,
 }
 
@@ -39,6 +41,8 @@ impl FastPathMaps {
                 .map_err(Error::map("open", "REMOTES"))?,
             lease: Array::try_from(Map::Array(pinned("POD_LEASE")?))
                 .map_err(Error::map("open", "POD_LEASE"))?,
+            flows: HashMap::try_from(Map::LruHashMap(pinned("POD_FLOWS")?))
+                .map_err(Error::map("open", "POD_FLOWS"))?,
             links: links_dir(pin_dir),
         }))
     }
@@ -56,6 +60,15 @@ impl FastPathMaps {
     pub fn lets_begin(&self) -> Result<bool, Error> {
         let until = self.lease.get(&0, 0).map_err(Error::map("read", "POD_LEASE"))?;
         Ok(u128::from(until) > probe::since_boot().as_nanos())
+    }
+
+    /// Connections that pass by the stack, those that end meanwhile may be missing.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn connections(&self) -> Result<BTreeSet<PodFlowKey>, Error> {
+        let keys: Result<_, _> = self.flows.keys().collect();
+        keys.map_err(Error::map("read", "POD_FLOWS"))
     }
 
     /// What `PODS` has for an address.

@@ -7,6 +7,7 @@
 //! - [`tracer::Tracer`] holds the programs that follow packets, for as long as it lives, and [`tally::Tally`] those that
 //!   count them; [`connected::Connected`] tells whom the hook sent a socket to; [`kernel_types`] tells them where the kernel has what they read.
 //! - [`ServiceMaps`] and [`FastPathMaps`] look single entries up in what is pinned, and do nothing else.
+//! - [`ruling`] runs the attached program between pods on a packet that nobody sends.
 //! - [`packet_socket`] is no eBPF: packets of one device, with a filter of classic BPF.
 //! - [`TypedMap`] reads, writes and counts writes.
 //! - [`probe`] says in plain words what a machine lacks.
@@ -35,6 +36,7 @@ pub mod map;
 pub mod packet_socket;
 mod pinned;
 pub mod probe;
+pub mod ruling;
 pub mod service_maps;
 pub mod socket_hook;
 mod sys;

@@ -13,6 +13,7 @@
 //! - [`api`]: the Kubernetes API of any cluster, and commands in its pods; [`client`]: who asks Services.
 //! - [`cluster`]: a whole cluster, by `causeway up`, and kubectl on it; [`kubectl`]: that of each version.
 //! - [`traced`]: `causeway trace`, and what its tests need around it.
+//! - [`tracked`]: a table of connections that is full.
 //! - [`transcript`]: what is typed at a cluster and what is printed then, as a text that is played.
 //! - [`image`]: the image of `node/deploy`, of this build's programs.
 //! - [`network`]: a pod network of several nodes, with agents and an etcd.
@@ -58,6 +59,7 @@ pub mod rr;
 pub mod sctp;
 pub mod topology;
 pub mod traced;
+pub mod tracked;
 pub mod transcript;
 pub mod wait;
 

@@ -23,6 +23,13 @@ use crate::net::{Ip, Port};
 /// Version of the layouts in this module; part of the pin directory's name.
 pub const LAYOUT: u32 = 4;
 
+/// The mark of a packet that nobody sent: a test run's (`BPF_PROG_TEST_RUN`), which asks what would become of such a one.
+/// Nothing is counted or noted then. The mark of the answer is the index of the device that the packet would go to; where the
+/// stack would get it, or nobody, the index of the counter that says why.
+///
+/// No pod can send one: a packet loses its mark between network namespaces (`skb_scrub_packet`).
+pub const ASKED: u32 = 0x6361_7761;
+
 /// How many bits an address has in a key of `REMOTES`: those of IPv4 are mapped.
 pub const ADDRESS_BITS: u32 = 128;
 

@@ -19,7 +19,7 @@ use crate::ask::{Agent, AskError, Bounds};
 use crate::cli::BundleArgs;
 use crate::config::{Config, Datapath};
 use crate::explain::witness::{self, Had};
-use crate::explain::{Vantage, WithoutAgent};
+use crate::explain::{PodHere, Vantage, WithoutAgent};
 use crate::explain_cli::{Outlook, vantage};
 use crate::findings::{self, Order, Report};
 use crate::logs::tell;
@@ -103,6 +103,8 @@ struct View {
     root: String,
     /// Whether Services are programmed by iptables.
     is_by_iptables: bool,
+    /// The node's pods.
+    pods: Vec<PodHere>,
 }
 
 /// Writes the bundle that was asked for, and says what is in it. Whether nothing is missing.
@@ -249,6 +251,7 @@ fn view_of(config: &Config, told: &Told, pid: Option<i32>) -> Result<View, Strin
         root,
         vantage,
         is_by_iptables: config.proxy.datapath == Datapath::Iptables,
+        pods: told.facts.pods.clone(),
     })
 }
 
@@ -275,6 +278,7 @@ fn view_without(collection: &mut Collection, config: &Config, error: &AskError) 
         vantage,
         namespace,
         pin_dir: Some(known.pin_dir),
+        pods: known.pods,
         root: String::new(),
         is_by_iptables: config.proxy.datapath == Datapath::Iptables,
     })
@@ -313,7 +317,7 @@ fn put_kernel(collection: &mut Collection, view: &View) {
     let look = || {
         let network = Recording::take();
         let links = network.as_ref().map_or(&[][..], |network| &network.links);
-        let programs = witness::Programs::take(view.pin_dir.as_deref(), links);
+        let programs = witness::Programs::take(view.pin_dir.as_deref(), links, &view.pods);
         let iptables = view.is_by_iptables.then(iptables::saved);
         (network, programs, settings(), iptables)
     };

@@ -7,8 +7,9 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use trace::cause::Scene;
+use trace::cause::{self, Scene};
 use trace::hop::Header;
+use trace::namespaces::Found;
 use trace::{Filter, Hop, HopKind, Names, Session};
 
 use super::dissect::Headers;
@@ -23,6 +24,7 @@ const AT_ONCE: usize = 1024;
 pub struct Drops {
     session: Session,
     names: Names,
+    namespaces: Vec<Found>,
     /// From the clock of the kernel's events to that of packets.
     offset: Duration,
     told: u64,
@@ -41,15 +43,16 @@ pub struct Dropped {
 }
 
 impl Drops {
-    /// From here on. `names`: of network namespaces.
+    /// From here on. `names`: of these network namespaces.
     ///
     /// # Errors
     /// When the kernel's programs cannot be attached.
-    pub fn start(filter: &Filter, names: Names) -> anyhow::Result<Self> {
+    pub fn start(filter: &Filter, names: Names, namespaces: Vec<Found>) -> anyhow::Result<Self> {
         let session = Session::start(filter, "this machine").context("look for drops")?;
         Ok(Self {
             session,
             names,
+            namespaces,
             offset: ebpf::packet_socket::offset_of_events()?,
             told: 0,
         })
@@ -79,7 +82,9 @@ impl Drops {
         if let HopKind::Dropped { reason, place } = &hop.kind {
             why.push_str(&format!(": {reason} in {place}"));
             let scene = Scene::of(hop, &at, None);
-            if let Some(cause) = trace::cause::of(reason, place, &scene) {
+            let tracked = || trace::namespaces::tracked(&self.namespaces, hop.netns);
+            let full = cause::of_full_table(reason, &scene, tracked).filter(|_| hop.connection.is_none());
+            if let Some(cause) = full.or_else(|| cause::of(reason, place, &scene)) {
                 why.push_str(&format!(" ({})", cause.means));
             }
         }

@@ -175,7 +175,7 @@ pub fn run(args: &CaptureArgs, shutdown: &CancellationToken) -> anyhow::Result<C
     );
     // Before the first packet: what is dropped is looked for in what was captured.
     let mut drops = match args.drops {
-        true => Some(Drops::start(&followed, names.clone())?),
+        true => Some(Drops::start(&followed, names.clone(), namespaces)?),
         false => None,
     };
     let mut sources = Vec::with_capacity(places.len());

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use model::with_causes;
+use netlink::conntrack::Usage;
 use netlink::nft::Nft;
 use overlay::fast_path::foreign_filters;
 
@@ -16,13 +17,8 @@ const DISK_PERCENT: u64 = 95;
 /// What is worth knowing around the agent.
 #[must_use]
 pub fn look(state_dir: &Path) -> Vec<Finding> {
-    let tracked = |name: &str| {
-        let text = netlink::sysctl::read(&format!("net/netfilter/{name}")).ok()?;
-        text.trim().parse::<u64>().ok()
-    };
-    let (count, most) = (tracked("nf_conntrack_count"), tracked("nf_conntrack_max"));
     let mut findings = foreign_rules();
-    findings.extend(count.zip(most).and_then(|(count, most)| conntrack(count, most)));
+    findings.extend(Usage::read().and_then(conntrack));
     findings.extend(disk(state_dir));
     findings
 }
@@ -54,13 +50,19 @@ fn foreign_rules() -> Vec<Finding> {
         .collect()
 }
 
-fn conntrack(count: u64, most: u64) -> Option<Finding> {
-    (count * 100 >= most * TRACKED_PERCENT).then(|| {
+fn conntrack(usage: Usage) -> Option<Finding> {
+    let Usage { tracked, most } = usage;
+    let what = if usage.is_full() {
+        "packets of new ones are dropped"
+    } else {
+        "new ones are dropped at the end"
+    };
+    usage.has_reached(TRACKED_PERCENT).then(|| {
         finding(
             "conntrack-full",
             "this node".to_owned(),
-            format!("{count} of {most} connections are tracked: new ones are dropped at the end"),
-            "raise net.netfilter.nf_conntrack_max (proxy.conntrack in the configuration)",
+            format!("{tracked} of {most} connections are tracked: {what}"),
+            "raise net.netfilter.nf_conntrack_max (proxy.conntrack in the configuration); conntrack -L tells who has them",
         )
     })
 }
@@ -92,10 +94,18 @@ mod tests {
 
     #[test]
     fn what_is_almost_full_is_told_before_it_is() {
-        assert_eq!(conntrack(89, 100), None);
+        let told = |tracked| {
+            let finding = conntrack(Usage { tracked, most: 100 })?;
+            Some(format!("{}: {}", finding.id, finding.evidence))
+        };
+        assert_eq!(told(89), None);
         assert_eq!(
-            conntrack(90, 100).map(|finding| finding.id).as_deref(),
-            Some("conntrack-full")
+            told(90).as_deref(),
+            Some("conntrack-full: 90 of 100 connections are tracked: new ones are dropped at the end")
+        );
+        assert_eq!(
+            told(100).as_deref(),
+            Some("conntrack-full: 100 of 100 connections are tracked: packets of new ones are dropped")
         );
         let state = Path::new("/var/lib/causeway");
         assert_eq!(full_disk(100, 6, state), None);

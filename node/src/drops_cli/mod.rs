@@ -2,6 +2,7 @@
 //!
 //! Names of pods are those that agents of this machine have written down, or tell, as for `causeway trace`.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
@@ -77,7 +78,7 @@ impl Whose {
     }
 }
 
-/// Says whose they are; looks again where somebody is not known.
+/// Says whose they are, and what it means that they were dropped; looks again where somebody is not known.
 fn name(known: &mut Known, dropped: &mut [Dropped]) {
     if !dropped.iter().all(|dropped| known.has_netns(dropped.kind.netns)) {
         known.look_again();
@@ -87,8 +88,15 @@ fn name(known: &mut Known, dropped: &mut [Dropped]) {
         .flat_map(|dropped| [dropped.kind.source, dropped.kind.destination]);
     block_in_place(|| known.ask(ends.flatten()));
     let names = known.names();
+    let mut looked = BTreeMap::new();
+    let mut tracked = |netns: u32| {
+        let namespaces = known.namespaces();
+        *looked
+            .entry(netns)
+            .or_insert_with(|| trace::namespaces::tracked(namespaces, netns))
+    };
     for dropped in dropped {
-        dropped.name(&names);
+        dropped.name(&names, &mut tracked);
     }
 }
 

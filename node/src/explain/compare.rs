@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use model::{MacAddr, Mtu};
+use netlink::conntrack::Usage;
 use netlink::{Found, Link, LinkKind, Route, RouteKind};
 use nix::errno::Errno;
 use proxy::programmed::{self, Client, Layer, LayerKind};
@@ -310,6 +311,24 @@ fn route_problem(wanted: &Way, route: &Route, link: Option<&Link>) -> Option<Str
         | Way::Elsewhere
         | Way::Unknown => None,
     }
+}
+
+/// A table of connections that has no room for a packet's; none where it has.
+#[must_use]
+pub fn tracking(usage: Usage, about: String, from: &Vantage) -> Option<Step> {
+    let most = usage.most;
+    usage.is_full().then(|| {
+        let mut step = Step::new(Stage::Tracking, about);
+        let full = Some(format!("{most} of {most}"));
+        step.kernel
+            .push(Entry::new("connection tracking", "entries", full));
+        step.problems.push(format!(
+            "connection tracking's table is full ({most} of {most}): the packet of a new connection is dropped, unless an \
+             entry goes for it that was not answered"
+        ));
+        step.look.push(from.tracked());
+        step
+    })
 }
 
 fn link(wanted: &Way, found: &Link, from: &Vantage) -> Step {

@@ -59,6 +59,10 @@ impl Vantage {
         self.in_network(&command)
     }
 
+    pub(super) fn tracked(&self) -> String {
+        self.in_network("sysctl net.netfilter.nf_conntrack_count net.netfilter.nf_conntrack_max")
+    }
+
     pub(super) fn link(&self, device: &str) -> String {
         self.in_network(&format!("ip -d link show dev {device}"))
     }

@@ -1,7 +1,8 @@
 //! `causeway explain SRC DST:PORT`: what becomes of a packet that nobody sends.
 //!
-//! Two engines look at the same packet: [`objects`] says what the cluster's objects make of it, by the plans that the
-//! agent programs by; [`kernel`] and [`passage`] read back what is programmed. [`compare`] puts them side by side, there
+//! Three engines look at the same packet: [`objects`] says what the cluster's objects make of it, by the plans that the
+//! agent programs by; [`kernel`] and [`passage`] read back what is programmed; [`ruling`] has the attached program between
+//! pods say itself what it makes of it. [`compare`] puts them side by side, there
 //! and back, in the order in which a packet meets them: where it gets something else is the problem, what differs
 //! elsewhere is told. [`asked`] and [`names`] know what is meant, [`look`] by which commands it can be seen, [`render`]
 //! shows it.
@@ -19,6 +20,7 @@ pub mod objects;
 mod passage;
 pub mod render;
 mod rules;
+mod ruling;
 mod trips;
 mod walk;
 pub mod witness;
@@ -118,6 +120,8 @@ pub enum Stage {
     Service,
     /// Whether it passes by the network stack.
     FastPath,
+    /// Whether connection tracking has room for its connection.
+    Tracking,
     /// Which route it takes.
     Route,
     /// By which device it leaves.

@@ -10,7 +10,9 @@ use netlink::Link;
 use serde::{Deserialize, Serialize};
 
 use super::objects::Way;
-use super::{Entry, Stage, Step};
+use super::ruling::{self, Opening, Told};
+use super::witness::Had;
+use super::{Entry, PodHere, Stage, Step};
 
 /// What of the fast path concerns a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,7 +39,7 @@ pub fn look(maps: &FastPathMaps, device: &str, to: IpAddr) -> Result<Option<Foun
 }
 
 /// The maps, as they were read once.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Recorded {
     /// Devices at which a program looks at what comes by them.
@@ -46,6 +48,14 @@ pub struct Recorded {
     lets_begin: bool,
     pods: Vec<PodRow>,
     remotes: Vec<RemoteRow>,
+    /// What the attached programs themselves say.
+    #[serde(default = "not_asked")]
+    verdicts: Had<ruling::Recorded>,
+}
+
+/// What older recordings have.
+fn not_asked() -> Had<ruling::Recorded> {
+    Had::Missing("its verdict is not recorded".to_owned())
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -94,11 +104,12 @@ impl From<HopRow> for Hop {
 }
 
 impl Recorded {
-    /// Reads the maps that are pinned below `pin_dir`. None where nothing is.
+    /// Reads the maps that are pinned below `pin_dir`, and asks the programs at the devices of these pods. None where
+    /// nothing is pinned.
     ///
     /// # Errors
-    /// When they cannot be read.
-    pub fn take(pin_dir: &Path, links: &[Link]) -> Result<Option<Self>, ebpf::Error> {
+    /// When the maps cannot be read.
+    pub fn take(pin_dir: &Path, links: &[Link], own: &[PodHere]) -> Result<Option<Self>, ebpf::Error> {
         let Some(maps) = FastPathMaps::open(pin_dir)? else {
             return Ok(None);
         };
@@ -119,6 +130,7 @@ impl Recorded {
         Ok(Some(Self {
             attached: names.filter(|name| maps.is_attached(name)).collect(),
             lets_begin: maps.lets_begin()?,
+            verdicts: ruling::Recorded::take(&maps, own, links).into(),
             pods: pods.collect(),
             remotes: remotes.collect(),
         }))
@@ -133,9 +145,22 @@ impl Recorded {
         if let Some(pod) = self.pods.iter().find(|pod| pod.address == to) {
             return Some(Found::Pod(pod.hop.into()));
         }
+        let remote = self.remote(to)?;
+        Some(Found::Remote(remote.hop.into(), remote.node))
+    }
+
+    fn remote(&self, to: IpAddr) -> Option<&RemoteRow> {
         let remotes = self.remotes.iter().filter(|remote| remote.has(to));
-        let longest = remotes.max_by_key(|remote| remote.bits)?;
-        Some(Found::Remote(longest.hop.into(), longest.node))
+        remotes.max_by_key(|remote| remote.bits)
+    }
+
+    /// What the program at a pod's device said of such a packet. None: none of ours was there.
+    ///
+    /// # Errors
+    /// When it was not asked; for people.
+    pub fn ruling(&self, opening: &Opening<'_>) -> Result<Option<Told>, String> {
+        let subnet = self.remote(opening.to).map(|remote| remote.subnet);
+        self.verdicts.there()?.told(opening, subnet)
     }
 }
 
@@ -244,6 +269,7 @@ mod tests {
         let mut maps = Recorded {
             attached: vec!["cw1".to_owned()],
             lets_begin: true,
+            verdicts: not_asked(),
             pods: vec![PodRow {
                 address: address("10.244.1.2"),
                 hop: hop(1),

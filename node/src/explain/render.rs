@@ -89,6 +89,7 @@ const fn title(stage: Stage) -> &'static str {
     match stage {
         Stage::Service => "SERVICE",
         Stage::FastPath => "FAST PATH",
+        Stage::Tracking => "TRACKING",
         Stage::Route => "ROUTE",
         Stage::Link => "LINK",
         Stage::Neighbour => "NEIGHBOUR",

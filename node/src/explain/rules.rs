@@ -7,23 +7,29 @@ use std::net::{IpAddr, SocketAddr};
 
 use model::{Protocol, with_causes};
 use netlink::nft::ruleset::walk::{Carried, Device, End, Met, Packet, Place, follow};
-use netlink::nft::ruleset::{Base, Ruleset};
+use netlink::nft::ruleset::{Base, EGRESS, INGRESS, Ruleset};
 use netlink::nft::{self, Nft};
-use overlay::fast_path::{foreign_filters, is_ours, legacy_tables};
+use overlay::fast_path::{is_ours, legacy_tables};
 use serde::{Deserialize, Serialize};
 
 use super::look::Vantage;
 use super::{Entry, Stage, Step};
 
-/// `enum nf_inet_hooks`, as nft names them.
-const HOOKS: [&str; 5] = ["prerouting", "input", "forward", "output", "postrouting"];
+/// `enum nf_inet_hooks`, as nft names them, and that at which packets leave a device.
+const HOOKS: [&str; 7] = [
+    "prerouting",
+    "input",
+    "forward",
+    "output",
+    "postrouting",
+    "ingress",
+    "egress",
+];
 const PREROUTING: u32 = 0;
 const INPUT: u32 = 1;
 const FORWARD: u32 = 2;
 const OUTPUT: u32 = 3;
 const POSTROUTING: u32 = 4;
-/// `NF_INET_INGRESS`: a hook of devices, in tables of family inet.
-const INGRESS: u32 = 5;
 
 /// The device by which a node sends to itself (`LOOPBACK_IFINDEX`).
 const LOOPBACK: (u32, &str) = (1, "lo");
@@ -45,9 +51,10 @@ const NAMED: usize = 5;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Others {
-    /// Those at the hooks.
+    /// Those at the hooks, those of devices among them.
     pub rules: Ruleset,
-    /// Chains of devices, by family, table and name, whose rules are not read.
+    /// Chains of devices, by family, table and name, whose rules an older recording does not have.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub of_devices: Vec<(String, String, String)>,
     /// Tables of legacy iptables, whose rules are not read.
     pub legacy: Vec<String>,
@@ -59,15 +66,10 @@ impl Others {
     /// # Errors
     /// When they cannot be listed; for people.
     pub fn read() -> Result<Self, String> {
-        let read = |nft: &mut Nft| Ok((nft.ruleset(|table| !is_ours(table))?, foreign_filters(nft)?));
-        let read = Nft::open().and_then(|mut nft| read(&mut nft));
-        let (rules, foreign) = read.map_err(|error: nft::Error| with_causes(&error))?;
-        let of_devices = foreign.into_iter().filter(|filter| filter.family == "netdev");
+        let read = Nft::open().and_then(|mut nft| nft.ruleset(|table| !is_ours(table)));
         Ok(Self {
-            rules,
-            of_devices: of_devices
-                .map(|filter| (filter.family.to_owned(), filter.table, filter.chain))
-                .collect(),
+            rules: read.map_err(|error: nft::Error| with_causes(&error))?,
+            of_devices: Vec::new(),
             legacy: legacy_tables()?,
         })
     }
@@ -75,18 +77,12 @@ impl Others {
     /// Lines for those that nobody here reads.
     #[must_use]
     pub fn unread(&self, vantage: &Vantage) -> Vec<String> {
-        let acts = |base: &&Base| base.drops || self.rules.rules.contains_key(&base.name);
-        let at_ingress = self.rules.bases.iter().filter(|base| base.hook == INGRESS);
-        let at_ingress = at_ingress.filter(acts).map(|base| {
-            let name = base.name.clone();
-            (name.family.word().to_owned(), name.table, name.chain)
-        });
-        let of_devices = self.of_devices.iter().cloned().chain(at_ingress);
+        let of_devices = self.of_devices.iter();
         let of_devices = of_devices.map(|(family, table, chain)| {
             format!(
                 "chain {family} {table} {chain} is somebody else's and may drop or change it; its rules are not \
                  evaluated: {}",
-                vantage.chain(&family, &table, &chain)
+                vantage.chain(family, table, chain)
             )
         });
         let legacy = self.legacy.iter();
@@ -125,9 +121,9 @@ impl Trip {
     /// Hooks that it passes, in order.
     fn hooks(&self) -> &'static [u32] {
         match (&self.comes_by, &self.leaves_by) {
-            (Some(_), Some(_)) => &[PREROUTING, FORWARD, POSTROUTING],
-            (Some(_), None) => &[PREROUTING, INPUT],
-            (None, Some(_)) => &[OUTPUT, POSTROUTING],
+            (Some(_), Some(_)) => &[INGRESS, PREROUTING, FORWARD, POSTROUTING, EGRESS],
+            (Some(_), None) => &[INGRESS, PREROUTING, INPUT],
+            (None, Some(_)) => &[OUTPUT, POSTROUTING, EGRESS],
             (None, None) => &[OUTPUT, POSTROUTING, PREROUTING, INPUT],
         }
     }
@@ -144,8 +140,17 @@ impl Trip {
         if base.is_nat && (self.is_reply || is_back) {
             return None;
         }
-        let is_first = matches!(base.hook, PREROUTING | OUTPUT) && !is_back;
-        let is_early = is_first && base.priority <= DESTINATION_NAT;
+        let of_device = match base.hook {
+            INGRESS => self.comes_by.as_ref(),
+            EGRESS => self.leaves_by.as_ref(),
+            _ => None,
+        };
+        if matches!(base.hook, INGRESS | EGRESS) && !of_device.is_some_and(|device| base.is_of(&device.name))
+        {
+            return None;
+        }
+        let is_first = matches!(base.hook, INGRESS | PREROUTING | OUTPUT) && !is_back;
+        let is_early = is_first && (base.hook == INGRESS || base.priority <= DESTINATION_NAT);
         if is_early && self.is_reply && self.is_masqueraded {
             return None;
         }
@@ -153,8 +158,9 @@ impl Trip {
             Some((address, port)) if is_early => (address, Some(port)),
             _ => (self.destination, self.destination_port),
         };
-        let is_tracked = !is_first || base.priority > CONNTRACK;
-        let is_behind = is_back || base.hook == POSTROUTING && base.priority >= -DESTINATION_NAT;
+        let is_tracked = base.hook != INGRESS && (!is_first || base.priority > CONNTRACK);
+        let is_translated = base.hook == POSTROUTING && base.priority >= -DESTINATION_NAT;
+        let is_behind = is_back || is_translated || base.hook == EGRESS;
         // Behind a translation that is told of its first packet alone, an answer has the source that was asked.
         let has_new_source = is_behind && self.is_masqueraded || is_back && self.is_reply;
         let (comes_by, leaves_by) = if self.is_to_itself() {
@@ -167,11 +173,11 @@ impl Trip {
             (self.comes_by.clone(), self.leaves_by.clone())
         };
         let (comes_by, leaves_by) = match base.hook {
-            PREROUTING | INPUT => (comes_by, Some(Device::default())),
+            INGRESS | PREROUTING | INPUT => (comes_by, Some(Device::default())),
             FORWARD => (comes_by, leaves_by),
             // What goes elsewhere only behind that is routed anew then.
             OUTPUT if is_early && self.asked.is_some() => (Some(Device::default()), None),
-            OUTPUT => (Some(Device::default()), leaves_by),
+            OUTPUT | EGRESS => (Some(Device::default()), leaves_by),
             // Whether rules see there where it came from depends on the kernel.
             _ => (None, leaves_by),
         };
@@ -192,7 +198,7 @@ impl Trip {
         })
     }
 
-    fn about(&self) -> String {
+    pub(super) fn about(&self) -> String {
         let end = |address, port: Option<u16>| match port {
             Some(port) => SocketAddr::new(address, port).to_string(),
             None => address.to_string(),

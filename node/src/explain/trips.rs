@@ -63,6 +63,11 @@ impl Asked {
         }
     }
 
+    /// The port at one of them.
+    pub(super) fn port_at(&self, target: IpAddr) -> Option<u16> {
+        self.ports.get(&target).copied().or(self.port)
+    }
+
     /// The packet's trips to one target, and its answer's. Where the fast path takes it, only what it is wrapped in
     /// meets rules.
     pub(super) fn trips(&self, origin: &Origin, there: &Sight, turn: &Turn<'_>) -> Trips {
@@ -81,7 +86,7 @@ impl Asked {
         if !matches!(there.routed.found, Found::Route(_)) || !is_known {
             return trips;
         }
-        let port = self.ports.get(&target).copied().or(self.port);
+        let port = self.port_at(target);
         let leaves_by = there.routed.leaves_by().map(device);
         let comes_by = origin.device.as_ref().map(|(index, name)| Device {
             index: *index,

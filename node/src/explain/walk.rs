@@ -24,6 +24,10 @@ use super::trips::{Asked, Turn};
 use super::witness::{Seen, Witness};
 use super::{Conclusion, Explanation, PodHere, Question, Stage, Step};
 
+mod beside;
+
+use beside::Passing;
+
 /// Endpoints whose way is looked at.
 const WAYS: usize = 4;
 
@@ -168,7 +172,13 @@ impl<'a> Walk<'a> {
                 };
                 let translated = self.translated.as_ref().map(|text| format!("{text}; "));
                 let translated = translated.unwrap_or_default();
-                format!("{translated}nothing stands in the way, {seen_by}{differs}")
+                let is_read = |others: &Others| others.unread(self.vantage).is_empty();
+                let unread = if self.others.as_ref().is_ok_and(is_read) {
+                    ""
+                } else {
+                    "; rules of others that are not read may stop it, see the notes"
+                };
+                format!("{translated}nothing stands in the way, {seen_by}{differs}{unread}")
             }
             Conclusion::Fails => first_of(&|step| step.problems.clone()),
             Conclusion::CouldNotTell => first_of(&|step| step.unknown.clone()),
@@ -453,11 +463,12 @@ impl<'a> Walk<'a> {
         let leaves_by = there.routed.leaves_by().map(|link| link.index);
         let mut steps = self.compare(target, &there);
         let comes_by = origin.device.as_ref().map(|(_, name)| name.as_str());
-        let passes = self.passage(kernel, comes_by, target)?;
-        let is_passed = passes.as_ref().is_some_and(|(step, _)| step.problems.is_empty());
+        let opener = comes_by.filter(|_| origin.client == Client::PodHere);
+        let passes = self.passage(kernel, comes_by, opener, target)?;
+        let is_passed = passes.as_ref().is_some_and(Passing::is_taken);
         if is_passed {
             passage::pass_by(&mut steps);
-            let node = passes.as_ref().and_then(|(_, node)| *node);
+            let node = passes.as_ref().and_then(|passing| passing.node);
             if let (Some(node), None) = (node, &there.underlay) {
                 // The stack's way ends before it is wrapped, that of the fast path does not.
                 let outer = kernel::wrapped(kernel, node)?;
@@ -473,10 +484,6 @@ impl<'a> Walk<'a> {
                 self.source
             ));
         }
-        add(
-            &mut self.forward,
-            passes.map(|(step, _)| step).into_iter().chain(steps),
-        );
         let turn = Turn {
             target,
             is_masqueraded,
@@ -485,6 +492,16 @@ impl<'a> Walk<'a> {
             own: &self.own,
         };
         let trips = self.asked.trips(origin, &there, &turn);
+        let passage = passes.map(|passing| passing.step);
+        let tracking = if is_passed {
+            None
+        } else {
+            self.tracking(kernel, target, trips.there.first())
+        };
+        add(
+            &mut self.forward,
+            passage.into_iter().chain(tracking).chain(steps),
+        );
         let met = self.met(&trips.there);
         add(&mut self.forward, met.into_iter());
         if matches!(there.routed.found, Found::Refused(_)) && !is_passed {
@@ -509,56 +526,18 @@ impl<'a> Walk<'a> {
             Way::Pod { device, .. } | Way::Tunnel { device, .. } => Some(device),
             _ => None,
         };
-        let passes = self.passage(kernel, comes_by.as_deref().filter(|_| is_passed), self.source)?;
-        if passes.as_ref().is_some_and(|(step, _)| step.problems.is_empty()) {
+        let comes_by = comes_by.as_deref().filter(|_| is_passed);
+        let passes = self.passage(kernel, comes_by, None, self.source)?;
+        if passes.as_ref().is_some_and(Passing::is_taken) {
             passage::pass_by(&mut steps);
         }
         add(
             &mut self.reverse,
-            passes.map(|(step, _)| step).into_iter().chain(steps),
+            passes.map(|passing| passing.step).into_iter().chain(steps),
         );
         let met = self.met(&trips.back);
         add(&mut self.reverse, met.into_iter());
         Ok(())
-    }
-
-    /// The fast path's part in a packet that comes by a device, and the node that it wraps the packet for, if any. None:
-    /// it leaves it to the stack, or nobody can say what it should do.
-    fn passage(
-        &self,
-        kernel: &mut dyn Witness,
-        device: Option<&str>,
-        to: IpAddr,
-    ) -> Seen<Option<(Step, Option<IpAddr>)>> {
-        let way = self.way(to);
-        let out = match &way {
-            Way::Pod { device, .. } | Way::Tunnel { device, .. } => device,
-            _ => return Ok(None),
-        };
-        // What the rules translate is addressed to a Service, and stays with the stack.
-        let is_direct = matches!(self.translated_by, None | Some(LayerKind::SocketHook));
-        let (Some(device), Some(pin_dir), true) = (device, self.pin_dir(), self.is_tcp && is_direct) else {
-            return Ok(None);
-        };
-        let found = kernel.fast_path(pin_dir, device, to);
-        let found = match &found {
-            Ok(None) => return Ok(None),
-            Ok(Some(found)) => Ok(*found),
-            Err(reason) => Err(reason.as_str()),
-        };
-        let link = kernel.link_named(out)?;
-        let index = link.as_ref().map(|link| link.index);
-        let node = match found {
-            Ok(passage::Found::Remote(_, node)) => Some(node),
-            _ => None,
-        };
-        let mut step = passage::step(&way, to, device, found, index);
-        // A pod's device does not run where its other end is down.
-        let is_pod = matches!(way, Way::Pod { .. });
-        if link.is_some_and(|link| !link.up || (is_pod && !link.running)) {
-            step.problems.push(format!("{out} is down, or its other end is"));
-        }
-        Ok(Some((step, node)))
     }
 
     fn way(&self, address: IpAddr) -> Way {

@@ -5,13 +5,15 @@ use std::path::Path;
 
 use ebpf::FastPathMaps;
 use model::{IpFamily, with_causes};
+use netlink::conntrack::Usage;
 use netlink::{Forwarding, Found, Kernel, Link, Lookup, Neighbour, Netlink, Recording, recording};
 use proxy::plan::FrontendKey;
 use proxy::programmed::{self, Layer, Programmed, Wanted};
 use serde::{Deserialize, Serialize};
 
-use super::passage;
 use super::rules::Others;
+use super::ruling::{self, Opening, Told};
+use super::{PodHere, passage};
 
 /// Why something of the kernel's is not known.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +55,8 @@ pub trait Witness {
     fn neighbours(&mut self, link: u32) -> Seen<Vec<Neighbour>>;
     /// Forwarding entries of a device.
     fn forwarding(&mut self, link: u32) -> Seen<Vec<Forwarding>>;
+    /// How full the table of connections is; none where nothing is tracked.
+    fn tracked(&mut self) -> Option<Usage>;
     /// What each layer of the service proxy does at a frontend; the hook's maps are pinned below `pin_dir`.
     fn layers(
         &mut self,
@@ -67,6 +71,8 @@ pub trait Witness {
         device: &str,
         to: IpAddr,
     ) -> Result<Option<passage::Found>, String>;
+    /// What the program at a pod's device makes of a connection's first packet. None: none of ours is there.
+    fn ruling(&mut self, pin_dir: &Path, opening: &Opening<'_>) -> Result<Option<Told>, String>;
     /// Rules of others.
     fn others(&mut self) -> Result<Others, String>;
     /// What the node's resolver has for a name.
@@ -114,6 +120,10 @@ impl Witness for Live {
         Ok(self.netlink()?.forwarding(link)?)
     }
 
+    fn tracked(&mut self) -> Option<Usage> {
+        Usage::read()
+    }
+
     fn layers(
         &mut self,
         pin_dir: Option<&Path>,
@@ -137,6 +147,17 @@ impl Witness for Live {
             Err(error) => Err(error),
         };
         found.map_err(|error| with_causes(&error))
+    }
+
+    fn ruling(&mut self, pin_dir: &Path, opening: &Opening<'_>) -> Result<Option<Told>, String> {
+        let maps = FastPathMaps::open(pin_dir).map_err(|error| with_causes(&error))?;
+        let link = self
+            .link_named(opening.device)
+            .map_err(|error| error.to_string())?;
+        match (maps, link) {
+            (Some(_), Some(link)) => ruling::ask(&link, opening),
+            _ => Ok(None),
+        }
     }
 
     fn others(&mut self) -> Result<Others, String> {
@@ -196,13 +217,13 @@ pub struct Programs {
 
 impl Programs {
     /// Reads all of it in the network namespace of the calling thread, with the maps that are pinned below `pin_dir`.
-    /// `links` are the namespace's devices.
+    /// `links` are the namespace's devices, `pods` those of this node.
     #[must_use]
-    pub fn take(pin_dir: Option<&Path>, links: &[Link]) -> Self {
+    pub fn take(pin_dir: Option<&Path>, links: &[Link], pods: &[PodHere]) -> Self {
         let services = Programmed::read(pin_dir, [IpFamily::V4, IpFamily::V6]);
         let services = services.and_then(|programmed| programmed.record());
         let fast_path = match pin_dir {
-            Some(pin_dir) => passage::Recorded::take(pin_dir, links),
+            Some(pin_dir) => passage::Recorded::take(pin_dir, links, pods),
             None => Ok(None),
         };
         Self {
@@ -261,6 +282,10 @@ impl Witness for Recorded<'_> {
         Ok(forwarding.filter(|entry| entry.link == link).cloned().collect())
     }
 
+    fn tracked(&mut self) -> Option<Usage> {
+        self.network.tracked
+    }
+
     fn layers(
         &mut self,
         _: Option<&Path>,
@@ -276,6 +301,13 @@ impl Witness for Recorded<'_> {
     fn fast_path(&mut self, _: &Path, device: &str, to: IpAddr) -> Result<Option<passage::Found>, String> {
         let maps = self.programs.fast_path.there()?.as_ref();
         Ok(maps.and_then(|maps| maps.look(device, to)))
+    }
+
+    fn ruling(&mut self, _: &Path, opening: &Opening<'_>) -> Result<Option<Told>, String> {
+        match self.programs.fast_path.there()? {
+            Some(maps) => maps.ruling(opening),
+            None => Ok(None),
+        }
     }
 
     fn others(&mut self) -> Result<Others, String> {

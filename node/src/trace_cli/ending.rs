@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use netlink::nft::Nft;
 use netlink::{Found as Route, Kernel, LinkKind, Lookup, Neighbour, Netlink};
 use trace::Service;
-use trace::cause::Cause;
+use trace::cause::{self, Cause};
 use trace::hop::{Flow, Hop, HopKind};
 use trace::namespaces::Found;
 use trace::places::command_at;
@@ -30,9 +30,10 @@ impl Machine<'_> {
     pub(super) fn cause(&self, step: &Step, packet: &Packet) -> Option<Cause> {
         let hop = &step.hop;
         match &hop.kind {
-            HopKind::Dropped { reason, .. } if reason == "NETFILTER_DROP" => {
-                self.spoofed(step).or_else(|| self.refused(hop))
-            }
+            HopKind::Dropped { reason, .. } if reason == "NETFILTER_DROP" => self
+                .spoofed(step)
+                .or_else(|| self.full_table(step, reason))
+                .or_else(|| self.refused(hop)),
             HopKind::Dropped { reason, .. } if is_of_device(reason) => self.device_down(step),
             HopKind::Dropped { .. } | HopKind::Consumed { .. } => None,
             HopKind::Received => self.unresolved(hop.netns, &receivers(hop)),
@@ -122,6 +123,17 @@ impl Machine<'_> {
                 step.command(&format!("nft list table {table} causeway-guard")),
             ],
         })
+    }
+
+    /// A table of connections without room for the packet's. One that the packet has is there; what wraps others is not
+    /// tracked.
+    fn full_table(&self, step: &Step, reason: &str) -> Option<Cause> {
+        let hop = &step.hop;
+        if hop.connection.is_some() || hop.wrapping.is_some() {
+            return None;
+        }
+        let tracked = || trace::namespaces::tracked(self.namespaces, hop.netns);
+        cause::of_full_table(reason, &step.scene(), tracked)
     }
 
     /// Whether the rules that know senders are where a packet is; `None` where that cannot be seen.
@@ -314,7 +326,8 @@ fn refusal(explanation: &Explanation) -> Option<&str> {
 /// What is wrong with the way there.
 fn way_problem(explanation: &Explanation) -> Option<String> {
     let mut steps = explanation.forward.iter();
-    let step = steps.find(|step| step.stage != Stage::Service && !step.problems.is_empty())?;
+    let is_way = |stage| !matches!(stage, Stage::Service | Stage::Tracking);
+    let step = steps.find(|step| is_way(step.stage) && !step.problems.is_empty())?;
     Some(format!("{}: {}", step.about, step.problems.join("; ")))
 }
 

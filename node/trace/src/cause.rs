@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use netlink::conntrack::Usage;
 use serde::{Deserialize, Serialize};
 
 use crate::hop::{Hop, Protocol};
@@ -385,6 +386,33 @@ pub fn of(reason: &str, place: &str, scene: &Scene<'_>) -> Option<Cause> {
     found.map(|(_, _, means, look)| scene.cause(means, look))
 }
 
+/// Of a table of so many hundredths that a packet was dropped at, it is said that it is full: entries come and go.
+const FULL_PERCENT: u64 = 99;
+
+/// What a drop by netfilter means where connection tracking has no room: no rule dropped the packet then, unless its
+/// connection was there. The kernel says the same of both (`nf_conntrack_in` drops what it cannot track). None: it has room.
+/// `usage` looks how full it is, where that matters.
+#[must_use]
+pub fn of_full_table(
+    reason: &str,
+    scene: &Scene<'_>,
+    usage: impl FnOnce() -> Option<Usage>,
+) -> Option<Cause> {
+    if reason != "NETFILTER_DROP" {
+        return None;
+    }
+    let Usage { tracked, most } = usage().filter(|usage| usage.has_reached(FULL_PERCENT))?;
+    let look = [
+        There("sysctl net.netfilter.nf_conntrack_count net.netfilter.nf_conntrack_max"),
+        There("conntrack -S"),
+        There("conntrack -L"),
+    ];
+    let means = format!(
+        "connection tracking's table is full ({tracked} of {most}): packets of new connections are dropped"
+    );
+    Some(scene.cause(&means, &look))
+}
+
 /// Answers that refuse: TCP's, and errors by ICMP as [`crate::hop`] calls them; what they mean, and what to look at.
 /// `SENDER` is who refuses.
 const REFUSALS: [(&str, &str, &[Look]); 10] = [
@@ -492,6 +520,21 @@ mod tests {
         }
         assert_eq!(means("NOT_SPECIFIED", "somewhere"), None);
         assert_eq!(means("NO_TX_TARGET", "elsewhere"), None);
+    }
+
+    #[test]
+    fn a_full_table_is_no_rule() {
+        let means = |reason, tracked: Option<u64>| {
+            let usage = || tracked.map(|tracked| Usage { tracked, most: 1000 });
+            of_full_table(reason, &Scene::default(), usage).map(|cause| cause.means)
+        };
+        assert_eq!(
+            means("NETFILTER_DROP", Some(998)).as_deref(),
+            Some("connection tracking's table is full (998 of 1000): packets of new connections are dropped")
+        );
+        assert_eq!(means("NETFILTER_DROP", Some(989)), None);
+        assert_eq!(means("NETFILTER_DROP", None), None);
+        assert_eq!(means("NO_SOCKET", Some(1000)), None);
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
+use netlink::conntrack::Usage;
 use netlink::netns::PIN_DIRECTORY;
 use netlink::{Kernel, Namespace, Netlink};
 
@@ -23,6 +24,13 @@ pub struct Found {
     pub addresses: Vec<IpAddr>,
     /// What runs a command there: put before it, and empty for the caller's own.
     pub entering: String,
+}
+
+/// How full the table of connections is in one of these namespaces; none where nothing is tracked.
+#[must_use]
+pub fn tracked(namespaces: &[Found], inode: u32) -> Option<Usage> {
+    let found = namespaces.iter().find(|found| found.inode == inode)?;
+    found.namespace.run(Usage::read).ok()?
 }
 
 /// Every namespace that is pinned or that a process of this machine is in. What goes away meanwhile is left out.

@@ -1,12 +1,15 @@
-//! Connection tracking: listing flows and deleting single ones.
+//! Connection tracking: listing flows and deleting single ones, and how full its table is.
 //!
 //! Sources: `include/uapi/linux/netfilter/nfnetlink_conntrack.h`, `net/netfilter/nf_conntrack_netlink.c`.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
+use serde::{Deserialize, Serialize};
+
 use crate::nfnetlink::{self, Message, attribute, body, flag};
 use crate::nft::Family;
+use crate::sysctl;
 
 /// `NFNL_SUBSYS_CTNETLINK`.
 const SUBSYSTEM: u16 = 1;
@@ -47,6 +50,41 @@ pub struct Glance {
     pub protocol: u8,
     /// Whether a packet of an answer was seen.
     pub answered: bool,
+}
+
+/// How full the table of a network namespace is. What does not fit is dropped, unless an entry goes for it that was not
+/// answered (`early_drop`, net/netfilter/nf_conntrack_core.c).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    /// Connections that it has.
+    pub tracked: u64,
+    /// Connections that it may have.
+    pub most: u64,
+}
+
+impl Usage {
+    /// That of the calling thread's network namespace. None where nothing is tracked, or there is no bound.
+    #[must_use]
+    pub fn read() -> Option<Self> {
+        let number = |name: &str| {
+            let text = sysctl::read(&format!("net/netfilter/nf_conntrack_{name}")).ok()?;
+            text.parse().ok()
+        };
+        let (tracked, most) = (number("count")?, number("max")?);
+        (most != 0).then_some(Self { tracked, most })
+    }
+
+    /// Whether there is no room for another one.
+    #[must_use]
+    pub const fn is_full(self) -> bool {
+        self.tracked >= self.most
+    }
+
+    /// Whether so many hundredths of it, or more, are taken.
+    #[must_use]
+    pub const fn has_reached(self, percent: u64) -> bool {
+        self.tracked.saturating_mul(100) >= self.most.saturating_mul(percent)
+    }
 }
 
 /// Why conntrack did not do what was asked.

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 pub use look_up::Undecided;
 
 use crate::address::Address;
+use crate::conntrack::Usage;
 use crate::error::{Error, Operation, Result};
 use crate::kernel::{Kernel, Netlink};
 use crate::link::{Link, LinkKind};
@@ -50,6 +51,9 @@ pub struct Recording {
     pub forwarding: Vec<Forwarding>,
     /// Settings by which routes are chosen, by their paths below `/proc/sys`.
     pub settings: BTreeMap<String, String>,
+    /// How full the table of connections is; none where nothing is tracked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tracked: Option<Usage>,
 }
 
 /// A route, with what a look-up has to know of it beside.
@@ -104,6 +108,7 @@ impl Recording {
             neighbours: kernel.neighbours(None)?,
             forwarding,
             settings: settings(&links),
+            tracked: Usage::read(),
             links,
         })
     }

@@ -8,15 +8,18 @@ mod privileged {
     use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
     use std::time::Duration;
 
-    use ebpf::FastPath;
+    use ebpf::abi::pods::ASKED;
+    use ebpf::ruling::{Asked, Attached, Ruling};
+    use ebpf::{FastPath, FastPathMaps};
     use model::IpFamily;
+    use nix::sys::socket::{setsockopt, sockopt};
     use overlay::fast_path::State;
     use tests::topology::Host;
     use tests::wait;
 
     use crate::dual_stack::{FAMILIES, nodes, pods};
     use crate::harness::{Cluster, Node, Pod, SOON};
-    use crate::wire::{Wire, checksum};
+    use crate::wire::{Wire, checksum, octets};
 
     const PORT: u16 = 7003;
 
@@ -163,6 +166,118 @@ mod privileged {
             exchange(&mut old);
             exchange(&mut new);
             exchange(&mut connect(&pods[0], server));
+        }
+    }
+
+    /// Nothing is sent, counted or noted when the program at a pod's device is asked.
+    #[test]
+    fn the_attached_program_says_what_it_would_do_and_leaves_no_trace() {
+        let Some(cluster) = Cluster::new("asked", 2) else {
+            return;
+        };
+        let (_nodes, pods) = served(&cluster);
+        let maps = FastPathMaps::open(&cluster.pin_dir(0)).expect("readable");
+        let maps = maps.expect("they are pinned");
+        let mut wires = [cluster.host(0), &pods[0].host, &pods[1].host].map(Wire::of);
+        let ask = |asked: &Asked| {
+            let ruling = cluster.host(0).run(|| {
+                let device = nix::net::if_::if_indextoname(asked.device).expect("a device");
+                let device = device.to_str().expect("a name");
+                let attached = Attached::at(device).expect("the kernel tells");
+                attached.expect("it is attached").ask(asked)
+            });
+            ruling.expect("entered").expect("it was run")
+        };
+        let ends =
+            |family| [0, 1].map(|number: usize| *pods[number].addresses.get(family).expect("both versions"));
+        let sent = |wires: &mut [Wire; 3], ends: &[u8]| {
+            let has = |frame: &Vec<u8>| frame.windows(ends.len()).any(|window| window == ends);
+            [0, 1, 2].map(|number: usize| wires[number].seen().iter().any(has))
+        };
+        for family in FAMILIES {
+            let [source, destination] = ends(family);
+            let own = maps.pod(source).expect("readable").expect("the client");
+            let remote = maps.remote(destination).expect("readable");
+            let remote = remote.expect("the server's node");
+            let before = (counters(&cluster, 0), maps.connections().expect("readable"));
+            wires.iter_mut().for_each(|wire| drop(wire.seen()));
+            let asked = Asked {
+                device: own.ifindex,
+                macs: (own.here, own.there),
+                source,
+                destination,
+                port: PORT,
+            };
+            let Ruling::Sent {
+                device,
+                there,
+                wrapping: Some(around),
+            } = ask(&asked)
+            else {
+                panic!("{family:?}: {:?}", ask(&asked));
+            };
+            assert_eq!((device, there), (remote.underlay, remote.hop.there), "{family:?}");
+            assert_eq!(around.destination, IpAddr::from(remote.node), "{family:?}");
+            assert_eq!((around.port, around.vni), (8472, 1), "{family:?}");
+            let nobody: IpAddr = match family {
+                IpFamily::V4 => [198, 51, 100, 1].into(),
+                IpFamily::V6 => std::net::Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into(),
+            };
+            let rows = [
+                (
+                    Asked {
+                        source: destination,
+                        destination: source,
+                        ..asked
+                    },
+                    "other_source",
+                ),
+                (
+                    Asked {
+                        macs: (own.here, own.here),
+                        ..asked
+                    },
+                    "other_source",
+                ),
+                (
+                    Asked {
+                        destination: nobody,
+                        ..asked
+                    },
+                    "no_pod",
+                ),
+                (
+                    Asked {
+                        macs: (own.there, own.there),
+                        ..asked
+                    },
+                    "other_packet",
+                ),
+            ];
+            for (asked, reason) in rows {
+                assert_eq!(ask(&asked), Ruling::Stack(reason), "{family:?}: {asked:?}");
+            }
+            let after = (counters(&cluster, 0), maps.connections().expect("readable"));
+            assert_eq!(after, before, "{family:?}");
+            let both = [octets(source), octets(destination)].concat();
+            assert_eq!(sent(&mut wires, &both), [false, false, false], "{family:?}");
+        }
+        // Real ones go where the program said, and all of that is seen then.
+        for family in FAMILIES {
+            let [source, destination] = ends(family);
+            // What is full takes no more.
+            wires.iter_mut().for_each(|wire| drop(wire.seen()));
+            let before = (counters(&cluster, 0), maps.connections().expect("readable"));
+            let mut stream = connect(&pods[0], destination);
+            let both = [octets(source), octets(destination)].concat();
+            assert_eq!(sent(&mut wires, &both), [true, true, true], "{family:?}");
+            let after = (counters(&cluster, 0), maps.connections().expect("readable"));
+            assert!(after.0["wrapped"] > before.0["wrapped"], "{after:?}");
+            assert_eq!(after.1.difference(&before.1).count(), 1, "{after:?}");
+            // A mark that a pod gives to what it sends is gone where the program looks: nobody else can ask.
+            setsockopt(&stream, sockopt::Mark, &ASKED).expect("marked");
+            exchange(&mut stream);
+            assert!(counters(&cluster, 0)["wrapped"] > after.0["wrapped"] + 20);
         }
     }
 

@@ -106,6 +106,36 @@ pub const ROWS: &[Row] = &[
         mends: &[Act::Run(NODE_1, "nft delete table ip cwt-fw")],
     },
     Row {
+        name: "a_rule_at_a_device_that_drops_what_comes_by_it_is_named",
+        breaks: &[
+            Act::Run(NODE_1, "nft add table netdev cwt-fw"),
+            Act::Run(
+                NODE_1,
+                "nft add chain netdev cwt-fw in { type filter hook ingress device {client-veth} priority 0 ; }",
+            ),
+            Act::Run(NODE_1, "nft add rule netdev cwt-fw in ip daddr {web-ip} drop"),
+        ],
+        asks: &[
+            Ask::Doctor(1, "foreign-rules", "chain netdev cwt-fw in", &["may drop"]),
+            Ask::Explain(
+                1,
+                "pod/client svc/web:http",
+                1,
+                &[
+                    "RULES",
+                    "rule handle 2 of chain netdev cwt-fw in, at hook ingress",
+                ],
+            ),
+            Ask::Trace(
+                At::Client,
+                "pod/client {web-ip}:8080",
+                1,
+                &["DROPPED", "node-1", "NETFILTER_DROP"],
+            ),
+        ],
+        mends: &[Act::Run(NODE_1, "nft delete table netdev cwt-fw")],
+    },
+    Row {
         name: "a_rule_of_iptables_that_drops_what_the_tunnel_sends_is_named",
         breaks: &[Act::Run(
             NODE_1,
@@ -274,6 +304,57 @@ pub const ROWS: &[Row] = &[
         )],
         asks: &[Ask::Doctor(1, "hook-detached", "socket hook", &["connect4"])],
         mends: &[],
+    },
+    Row {
+        name: "a_full_table_of_connections_is_named_and_no_rule_blamed",
+        breaks: &[
+            Act::SiegeBy(World::fill_tracked),
+            // Each from a port of its own.
+            Act::Siege(At::Client, &["bash -c echo>/dev/udp/{web-ip}/9000"]),
+        ],
+        asks: &[
+            Ask::Doctor(
+                1,
+                "conntrack-full",
+                "this node",
+                &[
+                    "{most-tracked} of {most-tracked}",
+                    "packets of new ones are dropped",
+                ],
+            ),
+            Ask::Explain(
+                1,
+                "pod/client {web-ip}:9000/udp",
+                1,
+                &[
+                    "TRACKING",
+                    "connection tracking's table is full ({most-tracked} of {most-tracked})",
+                ],
+            ),
+            Ask::Trace(
+                At::Client,
+                "pod/client {web-ip}:9000/udp",
+                1,
+                &[
+                    "DROPPED",
+                    "node-1",
+                    "NETFILTER_DROP",
+                    "connection tracking's table is full",
+                ],
+            ),
+            Ask::Drops(
+                "--pod client",
+                1,
+                &[
+                    "node-1",
+                    "NETFILTER_DROP in nf_hook_slow",
+                    "connection tracking's table is full",
+                ],
+            ),
+            // What passes the stack by is not tracked.
+            Ask::Answered(At::Client, "{web-ip}:8080", true),
+        ],
+        mends: &[Act::Do(World::empty_tracked)],
     },
     Row {
         name: "a_tracked_flow_to_an_endpoint_that_is_gone_is_named",

@@ -25,7 +25,7 @@ const INTERVAL: Duration = Duration::from_millis(50);
 const BETWEEN_BLOWS: Duration = Duration::from_millis(10);
 
 /// What is done again and again.
-type Blow = Box<dyn FnMut() -> anyhow::Result<()> + Send>;
+pub type Blow = Box<dyn FnMut() -> anyhow::Result<()> + Send>;
 
 /// A thing that breaks.
 pub struct Row {
@@ -47,6 +47,8 @@ pub enum Act {
     Siege(At, &'static [&'static str]),
     /// A signal to a process of the cluster, again and again: for what is started again at once.
     SiegeSignal(&'static str, Signal),
+    /// The same of what no command does.
+    SiegeBy(fn(&World) -> anyhow::Result<Blow>),
     /// `kubectl` with these arguments.
     Kubectl(&'static str),
     /// `etcdctl` with these arguments, and a value behind them.
@@ -69,6 +71,8 @@ pub enum Ask {
     Explain(u8, &'static str, i32, &'static [&'static str]),
     /// `causeway trace --inject` from a pod: exit code, and words in its output.
     Trace(At, &'static str, i32, &'static [&'static str]),
+    /// `causeway drops` of a second, of both nodes: exit code, and words in its output.
+    Drops(&'static str, i32, &'static [&'static str]),
     /// `causeway dns query` in a node's namespace: exit code, and words in its output.
     Dns(u8, &'static str, i32, &'static [&'static str]),
     /// `causeway status`: exit code, and words in its output.
@@ -201,6 +205,7 @@ impl Act {
                 let state_dir = world.cluster.state_dir().to_path_buf();
                 sieges.push(Siege::lay(vec![Box::new(move || send(&state_dir, name, signal))]));
             }
+            Self::SiegeBy(lay) => sieges.push(Siege::lay(vec![lay(world)?])),
             Self::Kubectl(arguments) => {
                 let words = filled(arguments)?;
                 world.cluster.run(&words.split(' ').collect::<Vec<_>>())?;
@@ -289,6 +294,14 @@ impl Ask {
                 arguments.extend(["--inject", "--timeout", "3s", "--netns", &netns]);
                 await_that(&format!("trace {ends}: {words:?}"), || {
                     said(&world.ask("trace", &arguments, &[1, 2])?, *code, &words)
+                })
+            }
+            Self::Drops(arguments, code, words) => {
+                let words = all(words)?;
+                let arguments = format!("--for 1s {arguments}");
+                let arguments: Vec<&str> = arguments.split(' ').collect();
+                await_that(&format!("drops: {words:?}"), || {
+                    said(&world.ask("drops", &arguments, &[1, 2])?, *code, &words)
                 })
             }
             Self::Dns(node, name, code, words) => {

@@ -3,7 +3,7 @@
 use nix::sys::signal::Signal;
 
 use super::row::{Act, Ask, Row};
-use super::world::At;
+use super::world::{At, World};
 
 //
 // What passes by the stack, TCP on the fast path, does not meet what is wrong there: rows that ask the stack by trace
@@ -13,6 +13,40 @@ const NODE_1: At = At::Node(1);
 const NODE_2: At = At::Node(2);
 
 pub const ROWS: &[Row] = &[
+    Row {
+        name: "what_the_attached_program_says_stands_beside_its_maps",
+        breaks: &[],
+        asks: &[Ask::Explain(
+            1,
+            "pod/client svc/web:http",
+            0,
+            &[
+                "FAST PATH",
+                "program from_pod [{client-veth}, id ",
+                "test run: wraps it for {mac-2}, network 1, {node-1} -> {node-2}:8472/UDP",
+            ],
+        )],
+        mends: &[],
+    },
+    Row {
+        name: "a_program_that_wraps_for_another_network_than_the_tunnels_is_told_by_its_own_verdict",
+        breaks: &[Act::SiegeBy(World::lead_astray)],
+        asks: &[
+            Ask::Explain(
+                1,
+                "pod/client svc/web:http",
+                1,
+                &[
+                    "FAST PATH",
+                    "test run: wraps it for {mac-2}, network 77",
+                    "PROBLEM  the attached program",
+                    "flannel.1 is of network 1",
+                ],
+            ),
+            Ask::Answered(At::Client, "{web-ip}:8080", false),
+        ],
+        mends: &[Act::Do(World::lead_back)],
+    },
     Row {
         name: "a_forwarding_entry_that_goes_is_named_by_doctor",
         breaks: &[Act::Siege(

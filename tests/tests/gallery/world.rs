@@ -6,13 +6,17 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
-use aya::maps::{HashMap, Map, MapData};
+use aya::maps::{Array, HashMap, Map, MapData};
+use ebpf::abi::pods::Tunnel;
 use ebpf::abi::service::{Frontend, FrontendKey};
 use netlink::{Kernel as _, Namespace, Netlink};
 use serde_json::Value;
 use tests::cluster::{Cluster, everything, process_of, program};
 use tests::process::{self, Output, Place, installed};
+use tests::tracked::Entries;
 use tests::wait;
+
+use super::row::Blow;
 
 /// For pods and rollouts.
 const LATER: Duration = Duration::from_secs(60);
@@ -169,6 +173,8 @@ impl World {
                 facts.insert(vtep, network);
             }
         }
+        let most = netlink::sysctl::read("net/netfilter/nf_conntrack_max")?;
+        facts.insert("most-tracked", most);
         facts.insert("pins", self.pins(1)?.display().to_string());
         Ok(facts)
     }
@@ -313,6 +319,46 @@ impl World {
         Ok(())
     }
 
+    /// What keeps telling node-1's programs between pods to wrap packets for another network.
+    ///
+    /// # Errors
+    /// When there is no such map.
+    pub fn lead_astray(&self) -> anyhow::Result<Blow> {
+        let mut tunnels = self.tunnels()?;
+        Ok(Box::new(move || of_network(&mut tunnels, 77)))
+    }
+
+    /// Puts that right.
+    ///
+    /// # Errors
+    /// When there is no such map.
+    pub fn lead_back(&self) -> anyhow::Result<()> {
+        of_network(&mut self.tunnels()?, 1)
+    }
+
+    fn tunnels(&self) -> anyhow::Result<Array<MapData, Tunnel>> {
+        let layout = format!("pods/v{}", ebpf::abi::pods::LAYOUT);
+        let data = MapData::from_pin(self.pins(1)?.with_file_name(layout).join("TUNNELS"))?;
+        Ok(Array::try_from(Map::Array(data))?)
+    }
+
+    /// What keeps connection tracking's table of node-1 full.
+    ///
+    /// # Errors
+    /// When there is no such namespace.
+    pub fn fill_tracked(&self) -> anyhow::Result<Blow> {
+        let mut entries = Entries::in_namespace(&namespace(1)?)?;
+        Ok(Box::new(move || Ok(entries.fill()?)))
+    }
+
+    /// Takes away what filled it.
+    ///
+    /// # Errors
+    /// When the kernel refuses it.
+    pub fn empty_tracked(&self) -> anyhow::Result<()> {
+        Ok(Entries::in_namespace(&namespace(1)?)?.clear()?)
+    }
+
     /// Runs `etcdctl` as the administrator; a value goes behind the arguments, where it is not empty.
     ///
     /// # Errors
@@ -359,6 +405,13 @@ impl World {
         let nodes = self.cluster.state_dir().join("nodes");
         nodes.join(format!("node-{node}")).join(name)
     }
+}
+
+/// Says of which network packets of IPv4 are that programs wrap.
+fn of_network(tunnels: &mut Array<MapData, Tunnel>, identifier: u32) -> anyhow::Result<()> {
+    let tunnel = tunnels.get(&Tunnel::V4, 0)?;
+    let vni = Tunnel::vni(identifier);
+    Ok(tunnels.set(Tunnel::V4, Tunnel { vni, ..tunnel }, 0)?)
 }
 
 /// Runs a command, words with single spaces between them.

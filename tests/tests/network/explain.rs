@@ -5,7 +5,10 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use aya::Pod as Plain;
+use aya::maps::{Array, Map, MapData};
+use ebpf::abi::pods::Tunnel;
 use ebpf::abi::service::{Endpoint, Frontend, FrontendKey, SlotKey};
+use netlink::{Kernel as _, Netlink};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tests::cluster::program;
@@ -249,6 +252,7 @@ fn names_what_others_put_in_the_way(world: &Network, near: &Pod, far: &Pod) {
     let udp = format!("{}:7000/udp", far.address);
     let by_udp = ["pod/near", udp.as_str()];
     check(world, &WAY, 0, "FAST PATH");
+    hears_the_attached_program(world);
     let host_route = format!("{}/32", far.address);
     run(world, "ip", &["route", "add", &host_route, "via", "172.30.8.1"]);
     let astray = "the route leads to eth0, not to flannel.1";
@@ -269,6 +273,26 @@ fn names_what_others_put_in_the_way(world: &Network, near: &Pod, far: &Pod) {
     run(world, "ip", &["rule", "delete", "to", &from, "lookup", "77"]);
     check(world, &WAY, 0, "WORKS");
     check(world, &by_udp, 0, "WORKS");
+    for (name, hook) in [("in", "ingress"), ("out", "egress")] {
+        let device = if name == "in" {
+            device_of(world, near)
+        } else {
+            "flannel.1".to_owned()
+        };
+        let chain = format!("{{ type filter hook {hook} device {device} priority 0; }}");
+        let receiver = far.address.to_string();
+        run(world, "nft", &["add", "table", "netdev", "fw"]);
+        run(world, "nft", &["add", "chain", "netdev", "fw", name, &chain]);
+        let rule = [
+            "add", "rule", "netdev", "fw", name, "ip", "daddr", &receiver, "drop",
+        ];
+        run(world, "nft", &rule);
+        let dropped = format!(
+            "FAILS: dropped by somebody else's rules: rule handle 2 of chain netdev fw {name}, at hook {hook}"
+        );
+        check(world, &by_udp, 1, &dropped);
+        run(world, "nft", &["delete", "table", "netdev", "fw"]);
+    }
     run(world, "nft", &["add", "table", "inet", "fw"]);
     let chain = "{ type filter hook forward priority 0; policy drop; }";
     run(world, "nft", &["add", "chain", "inet", "fw", "forward", chain]);
@@ -276,6 +300,58 @@ fn names_what_others_put_in_the_way(world: &Network, near: &Pod, far: &Pod) {
         "FAILS: dropped by somebody else's rules: its policy of chain inet fw forward, at hook forward";
     check(world, &WAY, 1, dropped);
     run(world, "nft", &["delete", "table", "inet", "fw"]);
+}
+
+/// What its maps have for a pod is right; what it writes around packets is in another one.
+fn hears_the_attached_program(world: &Network) {
+    let wraps = "172.30.8.11 -> 172.30.8.12:8472/UDP";
+    check(world, &WAY, 0, wraps);
+    let beside = world.pod(0, "beside");
+    let sends = format!("test run: sends it to {} by device ", mac_of(&beside));
+    check(world, &["pod/near", "pod/beside:7000"], 0, &sends);
+    drop(beside);
+    let layout = format!("pods/v{}", ebpf::abi::pods::LAYOUT);
+    let pin = world.pins(0).join(layout).join("TUNNELS");
+    let map = Map::Array(MapData::from_pin(pin).expect("pinned"));
+    let mut tunnels = Array::<_, Tunnel>::try_from(map).expect("an array");
+    let tunnel = tunnels.get(&Tunnel::V4, 0).expect("readable");
+    let mut set = |vni| tunnels.set(Tunnel::V4, Tunnel { vni, ..tunnel }, 0);
+    // The agent puts that right every few seconds.
+    let told = wait::until("the program's own verdict", SOON, || {
+        set(Tunnel::vni(77)).expect("written");
+        let told = explain(world, &WAY);
+        if told.code == Some(1) { Ok(told) } else { Err(told) }
+    });
+    set(tunnel.vni).expect("written");
+    let output = told.output;
+    for part in [
+        "test run: wraps it for ",
+        "network 77, ",
+        "flannel.1 is of network 1",
+    ] {
+        assert!(output.contains(part), "{part}: {output}");
+    }
+    check(world, &WAY, 0, wraps);
+}
+
+fn mac_of(pod: &Pod) -> String {
+    let read = pod.host.run(|| {
+        let mut kernel = Netlink::open()?;
+        kernel.link_named("eth0")
+    });
+    let link = read.expect("entered").expect("readable").expect("its device");
+    let octets = link.mac.expect("six bytes").map(|octet| format!("{octet:02x}"));
+    octets.join(":")
+}
+
+/// The node's end of a pod's device.
+fn device_of(world: &Network, pod: &Pod) -> String {
+    let address = pod.address.to_string();
+    let output = world.host(0).command("ip", &["-o", "route", "get", &address]);
+    let output = output.expect("ip runs").stdout;
+    let behind = output.split_once(" dev ").map(|(_, behind)| behind);
+    let device = behind.and_then(|behind| behind.split_whitespace().next());
+    device.expect("a route").to_owned()
 }
 
 fn says_what_the_objects_say(world: &Network, far: &Pod) {

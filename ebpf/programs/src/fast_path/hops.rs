@@ -7,9 +7,9 @@ use aya_ebpf::maps::lpm_trie::{Key, LpmTrie};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
 use aya_ebpf::programs::TcContext;
 use ebpf_common::net::Ip;
-use ebpf_common::pods::{ADDRESS_BITS, Hop, PodCounter, PodFlow, PodFlowKey, Remote, Tunnel};
+use ebpf_common::pods::{ADDRESS_BITS, ASKED, Hop, PodCounter, PodFlow, PodFlowKey, Remote, Tunnel};
 
-use crate::packet::{Header, Room, Says, Segment, V4, V6, Wrapping, device, protocol};
+use crate::packet::{Header, Room, Says, Segment, V4, V6, Wrapping, device, mark, protocol, set_mark};
 
 #[map]
 static PODS: HashMap<Ip, Hop> = HashMap::pinned(1024, 0);
@@ -68,7 +68,7 @@ fn unwrap<H: Header>(ctx: &TcContext) -> Option<Hop> {
         return None;
     }
     let bytes = Wrapping::<H>::packet_bytes(ctx);
-    let (hop, _) = next_hop::<Nodes, H>(segment, tunnel.ifindex, bytes).ok()?;
+    let (hop, _) = next_hop::<Nodes, H>(ctx, segment, tunnel.ifindex, bytes).ok()?;
     // Unwrapped and not addressed anew it is what the stack takes for this node's to forward, which it is.
     (Wrapping::<H>::take_off(ctx) && segment.forward(ctx, &hop)).then_some(hop)
 }
@@ -141,7 +141,7 @@ fn forward<O: Origin>(ctx: &TcContext) -> i32 {
         _ => Err(PodCounter::OTHER_PACKET),
     };
     result.unwrap_or_else(|reason| {
-        count(reason);
+        tell(ctx, reason, reason.0);
         TC_ACT_UNSPEC
     })
 }
@@ -152,7 +152,7 @@ fn try_forward<O: Origin, H: Header>(ctx: &TcContext) -> Result<i32, PodCounter>
     let mut room = Room::uninit();
     let segment = Segment::<H>::read(ctx, &mut room).ok_or(PodCounter::OTHER_PACKET)?;
     let bytes = segment.packet_bytes(ctx);
-    let (to, by) = next_hop::<O, H>(segment, device(ctx), bytes)?;
+    let (to, by) = next_hop::<O, H>(ctx, segment, device(ctx), bytes)?;
     if let By::Tunnel(remote) = by
         && let Some(result) = wrap(ctx, segment, remote)
     {
@@ -164,11 +164,11 @@ fn try_forward<O: Origin, H: Header>(ctx: &TcContext) -> Result<i32, PodCounter>
     // SAFETY: plain helper calls; they note where the packet goes, and their result is the program's.
     Ok(match by {
         By::Peer => {
-            count(PodCounter::GIVEN);
+            tell(ctx, PodCounter::GIVEN, to.ifindex);
             unsafe { bpf_redirect_peer(to.ifindex, 0) as i32 }
         }
         By::Tunnel(_) => {
-            count(PodCounter::SENT);
+            tell(ctx, PodCounter::SENT, to.ifindex);
             unsafe { bpf_redirect(to.ifindex, 0) as i32 }
         }
     })
@@ -182,10 +182,10 @@ fn wrap<H: Header>(ctx: &TcContext, segment: &mut Segment<H>, to: &Remote) -> Op
     }
     let tunnel = TUNNELS.get(H::TUNNEL)?;
     if !Wrapping::put_around(ctx, segment, tunnel, to)? {
-        count(PodCounter::UNWRITTEN);
+        tell(ctx, PodCounter::UNWRITTEN, PodCounter::UNWRITTEN.0);
         return Some(TC_ACT_SHOT);
     }
-    count(PodCounter::WRAPPED);
+    tell(ctx, PodCounter::WRAPPED, to.underlay);
     let mut neighbour = H::neighbour(to.neighbour);
     // When nobody follows the routes any more, they are asked here.
     let (named, bytes) = if to.neighbour == Ip::ANY || !is_kept() {
@@ -208,6 +208,7 @@ fn is_kept() -> bool {
 /// Where a packet of so many bytes goes that came by a device.
 #[inline(always)]
 fn next_hop<O: Origin, H: Header>(
+    ctx: &TcContext,
     segment: &Segment<H>,
     from: u32,
     bytes: u32,
@@ -225,7 +226,7 @@ fn next_hop<O: Origin, H: Header>(
     let key = key.ok_or(PodCounter::OTHER_FLOW)?;
     let path = Path { from, to: to.ifindex };
     match segment.tcp.says() {
-        Says::Open => open::<O>(&key, source, segment.sender(), path)?,
+        Says::Open => open::<O>(ctx, &key, source, segment.sender(), path)?,
         says => follow(&key, path, says)?,
     }
     Ok((to, by))
@@ -240,12 +241,21 @@ struct Path {
 
 /// A connection begins: from here on it may pass by the stack.
 #[inline(always)]
-fn open<O: Origin>(key: &PodFlowKey, source: Ip, mac: &[u8; 6], path: Path) -> Result<(), PodCounter> {
+fn open<O: Origin>(
+    ctx: &TcContext,
+    key: &PodFlowKey,
+    source: Ip,
+    mac: &[u8; 6],
+    path: Path,
+) -> Result<(), PodCounter> {
     if !O::sends(source, path.from, mac) {
         return Err(PodCounter::OTHER_SOURCE);
     }
     if !is_kept() {
         return Err(PodCounter::NO_LEASE);
+    }
+    if mark(ctx) == ASKED {
+        return Ok(());
     }
     let flow = PodFlow {
         opener: path.from,
@@ -292,6 +302,16 @@ fn follow(key: &PodFlowKey, path: Path, says: Says) -> Result<(), PodCounter> {
             Ok(())
         }
         Says::Open | Says::Data => Ok(()),
+    }
+}
+
+/// Counts what became of a packet; where somebody only asks, tells that ([`ASKED`]).
+#[inline(always)]
+fn tell(ctx: &TcContext, counter: PodCounter, asked: u32) {
+    if mark(ctx) == ASKED {
+        set_mark(ctx, asked);
+    } else {
+        count(counter);
     }
 }
 

@@ -675,6 +675,20 @@ pub fn device(ctx: &TcContext) -> u32 {
     unsafe { core::ptr::read_volatile(&raw const (*ctx.skb.skb).ifindex) }
 }
 
+/// The packet's mark.
+#[inline(always)]
+pub fn mark(ctx: &TcContext) -> u32 {
+    // SAFETY: as in `gso_bytes`.
+    unsafe { core::ptr::read_volatile(&raw const (*ctx.skb.skb).mark) }
+}
+
+/// Marks the packet.
+#[inline(always)]
+pub fn set_mark(ctx: &TcContext, mark: u32) {
+    // SAFETY: as in `gso_bytes`; programs of tc may write this one.
+    unsafe { core::ptr::write_volatile(&raw mut (*ctx.skb.skb).mark, mark) };
+}
+
 const _: () = assert!(size_of::<Ethernet>() == 16);
 const _: () = assert!(size_of::<Tcp>() == 16);
 const _: () = assert!(size_of::<Segment<V4>>() == 52);

@@ -25,6 +25,7 @@ fn ruleset(chains: &[(u32, i32, &[Part])]) -> Ruleset {
             priority: *priority,
             is_nat: false,
             drops: false,
+            devices: Vec::new(),
         });
         let rule = ReadRule {
             handle: 7,
@@ -156,14 +157,90 @@ fn what_a_node_sends_to_itself_comes_by_loopback_too() {
     check(&own, &[(PREROUTING, RAW, &state)], "dropped");
 }
 
+/// The same of a chain at these devices.
+fn at_devices(hook: u32, devices: &[&str], parts: &[Part]) -> Ruleset {
+    let mut ruleset = ruleset(&[(hook, 0, parts)]);
+    for base in &mut ruleset.bases {
+        base.name.family = RuleFamily::Netdev;
+        base.devices = devices.iter().map(|name| (*name).to_owned()).collect();
+    }
+    let rules = std::mem::take(&mut ruleset.rules).into_iter();
+    ruleset.rules = rules
+        .map(|(name, rules)| {
+            let family = RuleFamily::Netdev;
+            (ChainName { family, ..name }, rules)
+        })
+        .collect();
+    ruleset
+}
+
 #[test]
-fn chains_at_ingress_are_told_as_not_evaluated() {
+fn a_chain_of_a_device_drops_what_passes_that_device() {
+    let wanted = |address: [u8; 4]| {
+        let destination = Part::Payload {
+            base: 1,
+            offset: 16,
+            len: 4,
+            to: Slot(0),
+        };
+        compared(destination, 0, &address)
+    };
+    let endpoint = wanted([10, 244, 2, 6]);
+    let service = wanted([10, 96, 0, 10]);
+    let invalid = compared(Part::Conntrack { key: 0, to: Slot(0) }, 0, &INVALID.to_ne_bytes());
+    let own = Trip {
+        comes_by: None,
+        ..passing()
+    };
+    let asked = Trip {
+        asked: Some((address("10.96.0.10"), 80)),
+        ..passing()
+    };
+    let problem = |trip: &Trip, ruleset: &Ruleset| {
+        let step = step(ruleset, trip, &Vantage::default())?;
+        step.problems.first().cloned()
+    };
+    let dropped = |hook: &str| {
+        let line = format!(
+            "dropped by somebody else's rules: rule handle 7 of chain netdev theirs 0, at hook {hook}"
+        );
+        Some(line)
+    };
+    for (trip, hook, devices, parts, expected) in [
+        (&passing(), INGRESS, &["pod"][..], &endpoint, dropped("ingress")),
+        (&passing(), INGRESS, &["x", "po*"], &endpoint, dropped("ingress")),
+        (&passing(), INGRESS, &["pod"], &invalid, dropped("ingress")),
+        (&passing(), INGRESS, &["eth0"], &endpoint, None),
+        (&passing(), INGRESS, &[], &endpoint, None),
+        (&passing(), EGRESS, &["eth0"], &endpoint, dropped("egress")),
+        (&passing(), EGRESS, &["eth0"], &invalid, None),
+        (&own, INGRESS, &["eth0"], &endpoint, None),
+        (&own, EGRESS, &["eth0"], &endpoint, dropped("egress")),
+        // Before our rules send it on, and behind.
+        (&asked, INGRESS, &["pod"], &service, dropped("ingress")),
+        (&asked, INGRESS, &["pod"], &endpoint, None),
+        (&asked, EGRESS, &["eth0"], &endpoint, dropped("egress")),
+    ] {
+        let ruleset = at_devices(hook, devices, parts);
+        assert_eq!(problem(trip, &ruleset), expected, "{hook} {devices:?} {parts:?}");
+    }
+}
+
+#[test]
+fn rules_that_nobody_read_are_told() {
+    let older = ("netdev".to_owned(), "theirs".to_owned(), "in".to_owned());
     let others = Others {
-        rules: ruleset(&[(INGRESS, 0, &[DROP]), (FORWARD, 0, &[DROP])]),
+        of_devices: vec![older],
+        legacy: vec!["filter".to_owned()],
         ..Others::default()
     };
     let told = others.unread(&Vantage::default());
     let line =
-        "chain inet theirs 0 is somebody else's and may drop or change it; its rules are not evaluated: ";
-    assert!(matches!(&told[..], [one] if one.starts_with(line)), "{told:?}");
+        "chain netdev theirs in is somebody else's and may drop or change it; its rules are not evaluated: ";
+    let is_told = |told: &[String]| {
+        matches!(told, [one, two] if one.starts_with(line)
+            && two == "legacy iptables has a table filter: its rules are not evaluated")
+    };
+    assert!(is_told(&told), "{told:?}");
+    assert_eq!(Others::default().unread(&Vantage::default()), [""; 0]);
 }

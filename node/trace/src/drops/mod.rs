@@ -16,6 +16,7 @@ use ebpf::kernel_types::KernelTypes;
 use ebpf::probe::since_boot;
 use ebpf::tally::Tally;
 use jiff::{SignedDuration, Timestamp};
+use netlink::conntrack::Usage;
 use serde::Serialize;
 
 use crate::cause::{self, Cause, Scene};
@@ -191,8 +192,9 @@ impl Session {
 }
 
 impl Dropped {
-    /// Says whose it is, and what it means that it was dropped there.
-    pub fn name(&mut self, names: &Names) {
+    /// Says whose it is, and what it means that it was dropped there. `tracked` looks how full the table of connections of a
+    /// network namespace is, where that matters.
+    pub fn name(&mut self, names: &Names, tracked: impl FnOnce(u32) -> Option<Usage>) {
         let Kind {
             netns,
             reason,
@@ -210,7 +212,8 @@ impl Dropped {
             at: &self.at,
             entering: names.entering.get(netns).map(String::as_str),
         };
-        self.cause = cause::of(reason, place, &scene);
+        let full = cause::of_full_table(reason, &scene, || tracked(*netns));
+        self.cause = full.or_else(|| cause::of(reason, place, &scene));
         let pod = |address: Option<IpAddr>| names.pods.get(&address?).cloned();
         self.source_pod = pod(self.kind.source);
         self.destination_pod = pod(self.kind.destination);

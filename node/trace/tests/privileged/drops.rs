@@ -22,7 +22,7 @@ fn count(
     let mut all = Vec::new();
     loop {
         for mut dropped in session.read().expect("read") {
-            dropped.name(&names);
+            dropped.name(&names, |_| None);
             let kind = &dropped.kind;
             let is_it = kind.source == Some(CLIENT.into())
                 && kind.destination == Some(target.ip())

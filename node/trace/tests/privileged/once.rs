@@ -191,7 +191,7 @@ fn what_is_lost_within_a_tunnel_is_its_senders_loss() {
                 if !is_it || !names.netns.contains_key(&kind.netns) {
                     continue;
                 }
-                dropped.name(&names);
+                dropped.name(&names, |_| None);
                 let told = (dropped.at.as_str(), dropped.kind.reason.as_str());
                 assert_eq!(told, (place, reason), "{hook}: {dropped:?}");
                 assert!(dropped.kind.wrapped && !dropped.ordinary, "{dropped:?}");

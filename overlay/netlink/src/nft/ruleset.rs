@@ -24,7 +24,7 @@ use crate::nfnetlink::{Message, attribute, attributes, be32, text};
 
 pub mod walk;
 
-/// Families whose base chains packets of IP meet at the five hooks.
+/// Families whose base chains packets of IP meet at the five hooks, and at devices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[repr(u8)]
 pub enum RuleFamily {
@@ -32,12 +32,14 @@ pub enum RuleFamily {
     Inet = 1,
     /// IPv4 (`NFPROTO_IPV4`).
     Ip = 2,
+    /// What passes a device, whatever it is (`NFPROTO_NETDEV`).
+    Netdev = 5,
     /// IPv6 (`NFPROTO_IPV6`).
     Ip6 = 10,
 }
 
 impl RuleFamily {
-    const ALL: [Self; 3] = [Self::Inet, Self::Ip, Self::Ip6];
+    const ALL: [Self; 4] = [Self::Inet, Self::Ip, Self::Ip6, Self::Netdev];
 
     /// As nft names it.
     #[must_use]
@@ -46,9 +48,15 @@ impl RuleFamily {
             Self::Inet => "inet",
             Self::Ip => "ip",
             Self::Ip6 => "ip6",
+            Self::Netdev => "netdev",
         }
     }
 }
+
+/// What a device has received, before all else but programs of tc there (`NF_INET_INGRESS`).
+pub const INGRESS: u32 = 5;
+/// What is about to leave by a device (`NF_NETDEV_EGRESS`, which has the number 1 in its own family).
+pub const EGRESS: u32 = 6;
 
 /// A chain: family of its table as nft names it, table, name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -72,7 +80,7 @@ impl fmt::Display for ChainName {
 pub struct Base {
     /// Which chain.
     pub name: ChainName,
-    /// `enum nf_inet_hooks`, by number.
+    /// `enum nf_inet_hooks`, by number; those of devices are [`INGRESS`] and [`EGRESS`], whatever the family.
     pub hook: u32,
     /// Order among chains of the hook; lower is earlier.
     pub priority: i32,
@@ -80,6 +88,22 @@ pub struct Base {
     pub is_nat: bool,
     /// Whether what no rule decides is dropped.
     pub drops: bool,
+    /// The devices whose packets meet it, at a hook of devices; a `*` at the end stands for any end.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<String>,
+}
+
+impl Base {
+    /// Whether packets of a device meet it, at a hook of devices.
+    #[must_use]
+    pub fn is_of(&self, device: &str) -> bool {
+        self.devices
+            .iter()
+            .any(|pattern| match pattern.strip_suffix('*') {
+                Some(begin) => device.starts_with(begin),
+                None => pattern == device,
+            })
+    }
 }
 
 /// A rule.
@@ -269,7 +293,7 @@ pub enum Part {
 }
 
 impl Nft {
-    /// Base chains at the five hooks, and what packets meet behind them, of tables for which `is_wanted` is true.
+    /// Base chains at the five hooks and at devices, and what packets meet behind them, of tables for which `is_wanted` is true.
     pub fn ruleset(&mut self, is_wanted: impl Fn(&str) -> bool) -> Result<Ruleset, Error> {
         let mut ruleset = Ruleset::default();
         for family in RuleFamily::ALL {
@@ -394,13 +418,31 @@ impl Nft {
 impl Base {
     fn decode(family: RuleFamily, payload: &[u8]) -> Option<Self> {
         let hook = attribute(payload, CHAIN_HOOK)?;
+        let number = attribute(hook, HOOK_NUMBER).and_then(be32)?;
+        let listed = attributes(attribute(hook, HOOK_DEVICES).unwrap_or_default());
+        let mut devices: Vec<String> = listed
+            .filter_map(|(kind, name)| match kind {
+                DEVICE_NAME => Some(text(name)),
+                DEVICE_PREFIX => Some(format!("{}*", text(name))),
+                _ => None,
+            })
+            .collect();
+        // The same again, where it is one.
+        if let (true, Some(device)) = (devices.is_empty(), attribute(hook, HOOK_DEVICE)) {
+            devices.push(text(device));
+        }
         Some(Self {
             name: ChainName {
                 family,
                 table: text(attribute(payload, CHAIN_TABLE)?),
                 chain: text(attribute(payload, CHAIN_NAME)?),
             },
-            hook: attribute(hook, HOOK_NUMBER).and_then(be32)?,
+            hook: if family == RuleFamily::Netdev {
+                number + INGRESS
+            } else {
+                number
+            },
+            devices,
             priority: attribute(hook, HOOK_PRIORITY).and_then(be32)?.cast_signed(),
             is_nat: attribute(payload, CHAIN_TYPE).is_some_and(|kind| text(kind) == "nat"),
             drops: attribute(payload, CHAIN_POLICY)
@@ -530,6 +572,11 @@ fn xt_target(name: &str) -> Option<Part> {
     })
 }
 
+/// `NFTA_HOOK_DEV`, `NFTA_HOOK_DEVS`, `NFTA_DEVICE_NAME`, and `NFTA_DEVICE_PREFIX` (Linux 6.16).
+const HOOK_DEVICE: u16 = 3;
+const HOOK_DEVICES: u16 = 4;
+const DEVICE_NAME: u16 = 1;
+const DEVICE_PREFIX: u16 = 2;
 const EXPRESSION_NAME: u16 = 1;
 const EXPRESSION_DATA: u16 = 2;
 const ELEMENT_FLAGS: u16 = 3;

@@ -113,7 +113,7 @@ pub struct Met {
     pub end: End,
 }
 
-/// Leads a packet through the base chains of a hook (`enum nf_inet_hooks`) that one of its version of IP meets, until
+/// Leads a packet through the base chains of a hook ([`Base::hook`]) that one of its version of IP meets, until
 /// one stops it for certain. `packet` is what it is when it comes to a chain; none: it does not come there. `carried` is
 /// what the hooks before have made of it.
 pub fn follow(
@@ -130,7 +130,7 @@ pub fn follow(
         } else {
             RuleFamily::Ip6
         };
-        if base.name.family != family && base.name.family != RuleFamily::Inet {
+        if ![family, RuleFamily::Inet, RuleFamily::Netdev].contains(&base.name.family) {
             continue;
         }
         let mut walk = Walk {
