@@ -1,8 +1,8 @@
 //! A small Kubernetes API server that is fed with plain JSON objects and misbehaves on demand.
 //!
 //! It serves what a watcher needs and little else: `GET` of an object, lists with pages, watches with bookmarks and
-//! initial events, for any kind, in the whole cluster or in one namespace, by labels that are equal; `POST`, and `PATCH` by a merge. It validates
-//! nothing, so that hostile objects can be served too.
+//! initial events, for any kind, in the whole cluster or in one namespace, by labels that are equal; pods by
+//! their first address; `POST`, and `PATCH` by a merge. It validates nothing, so that hostile objects can be served too.
 //!
 //! ```no_run
 //! use serde_json::json;

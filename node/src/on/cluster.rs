@@ -21,6 +21,9 @@ const AGENTS: &str = "labelSelector=app.kubernetes.io%2Fname%3Dcauseway-node";
 /// So many nodes are looked at where nobody names them: a Service may have endpoints on all.
 const MOST_ON_THE_WAY: usize = 16;
 
+/// Pods that are read at once where all have to be.
+const PAGE: usize = 500;
+
 /// Where a pod is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
@@ -96,14 +99,24 @@ impl<'c> Cluster<'c> {
             (None, true) => told(of_ends(errand, places)?)?,
             (None, false) => args.nodes.clone(),
         };
+        let typed = typed_nodes(args, errand);
         let wanted = match args.all {
             true => Wanted::All,
-            false => Wanted::Named(&named),
+            false => Wanted::Named {
+                names: &named,
+                typed: &typed,
+            },
         };
-        let are_all_known = named.iter().all(|name| agents.contains_key(name));
+        let mut meant = named.iter().map(|name| nodes::bare(name));
         let nodes = match wanted {
-            Wanted::Named(_) if are_all_known => None,
-            Wanted::All | Wanted::Named(_) => self.nodes().await,
+            // Of others the cluster said that there are such nodes.
+            Wanted::Named { .. }
+                if meant
+                    .all(|name| agents.contains_key(name) || !typed.iter().any(|typed| typed == name)) =>
+            {
+                None
+            }
+            Wanted::All | Wanted::Named { .. } => self.nodes().await,
         };
         Ok(nodes::choose(wanted, &agents, nodes.as_ref())?)
     }
@@ -114,7 +127,17 @@ impl<'c> Cluster<'c> {
         let [source, destination] = &errand.ends[..] else {
             return told(of_ends(errand, places)?);
         };
-        let mut nodes: Vec<String> = self.node_of(source, places).await?.into_iter().collect();
+        let mut nodes: Vec<String> = match (source, self.node_of(source, places).await) {
+            (_, Ok(node)) => node.into_iter().collect(),
+            // What the others know of it is told.
+            (Subject::Address(_), Err(error)) => {
+                tell(format_args!(
+                    "warning: the node of {source} is not looked at: {error:#}"
+                ));
+                Vec::new()
+            }
+            (_, Err(error)) => return Err(error),
+        };
         let others = match destination {
             Subject::Service(service) => self.behind(service).await,
             other => self.node_of(other, places).await.map(Vec::from_iter),
@@ -152,15 +175,31 @@ impl<'c> Cluster<'c> {
                 Some(Err(why)) => bail!("{why}"),
                 None => Ok(None),
             },
-            Subject::Address(address) => {
-                let path = format!("/api/v1/pods?fieldSelector=status.podIP%3D{address}");
-                let listed = self.objects.read(&path).await;
-                let listed =
-                    listed.map_err(|error| anyhow::anyhow!(lacks(&error, "list pods in all namespaces")))?;
-                // Pods on the host's network have its address.
-                Ok(nodes::of_pods(&listed, *address))
-            }
+            Subject::Address(address) => self.node_with(*address).await,
             Subject::Service(_) | Subject::Dns(_) | Subject::Any => Ok(None),
+        }
+    }
+
+    /// The node of pods with an address; pods on the host's network have that one's.
+    async fn node_with(&self, address: IpAddr) -> anyhow::Result<Option<String>> {
+        let mut query = format!("fieldSelector=status.podIP%3D{address}");
+        let mut is_selected = true;
+        loop {
+            let listed = self.objects.read(&format!("/api/v1/pods?{query}")).await;
+            let listed =
+                listed.map_err(|error| anyhow::anyhow!(lacks(&error, "list pods in all namespaces")))?;
+            let node = nodes::of_pods(&listed, address);
+            let next = listed["metadata"]["continue"]
+                .as_str()
+                .filter(|next| !next.is_empty());
+            query = match (node, next) {
+                (Some(node), _) => return Ok(Some(node)),
+                // By a pod's second address no server selects.
+                (None, _) if is_selected => format!("limit={PAGE}"),
+                (None, Some(next)) => format!("limit={PAGE}&continue={next}"),
+                (None, None) => return Ok(None),
+            };
+            is_selected = false;
         }
     }
 
@@ -273,6 +312,16 @@ fn of_ends(errand: &Errand, places: &Places) -> anyhow::Result<Vec<String>> {
     Ok(nodes)
 }
 
+/// The nodes that somebody named.
+fn typed_nodes(args: &OnArgs, errand: &Errand) -> Vec<String> {
+    let ends = errand.ends.iter().filter_map(|end| match end {
+        Subject::Node(node) => Some(node),
+        _ => None,
+    });
+    let all = args.nodes.iter().chain(&args.of).chain(ends);
+    all.map(|name| nodes::bare(name).to_owned()).collect()
+}
+
 /// Says which nodes are meant where nobody named them.
 fn told(nodes: Vec<String>) -> anyhow::Result<Vec<String>> {
     ensure!(
@@ -297,7 +346,109 @@ fn lacks(error: &ObjectsError, right: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use ::tests::fake_api::FakeApi;
+    use clap::Parser as _;
+    use serde_json::json;
+
     use super::*;
+    use crate::cli::{Cli, Command};
+    use crate::watch::Credentials;
+
+    /// An agent on node-1; a Service with endpoints there and on a node that has none.
+    async fn served() -> (FakeApi, Objects) {
+        let api = FakeApi::start().expect("loopback is there");
+        let pod = |namespace: &str, name: &str, status: Value| {
+            json!({
+                "apiVersion": "v1", "kind": "Pod",
+                "metadata": { "namespace": namespace, "name": name,
+                    "labels": { "app.kubernetes.io/name": "causeway-node" } },
+                "spec": { "nodeName": "node-1" }, "status": status,
+            })
+        };
+        let running = json!([{ "name": "agent", "state": { "running": {} } }]);
+        api.put(pod(
+            "causeway",
+            "agent-1",
+            json!({ "containerStatuses": running }),
+        ));
+        let addresses = json!([{ "ip": "fd00::5" }, { "ip": "10.244.1.5" }]);
+        api.put(pod(
+            "shop",
+            "a",
+            json!({ "podIP": "fd00::5", "podIPs": addresses }),
+        ));
+        api.put(json!({
+            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+            "metadata": { "namespace": "shop", "name": "web-1", "labels": { "kubernetes.io/service-name": "web" } },
+            "endpoints": [{ "nodeName": "node-1" }, { "nodeName": "windows-1" }],
+        }));
+        let credentials = Credentials::Endpoint {
+            url: api.url(),
+            tls: None,
+        };
+        let objects = Objects::of(credentials).await.expect("a client");
+        (api, objects)
+    }
+
+    async fn chosen(objects: &Objects, line: &str) -> Result<Vec<Chosen>, String> {
+        let words = ["causeway", "on"].into_iter().chain(line.split(' '));
+        let Command::On(args) = Cli::try_parse_from(words).expect("a command line").command else {
+            panic!("{line}");
+        };
+        let errand = Errand::parse(&args.command).expect("a command");
+        let cluster = Cluster::new(objects, &args.namespace);
+        let places = cluster.places(&errand.ends).await;
+        let chosen = cluster.choose(&args, &errand, &places).await;
+        chosen.map_err(|error| format!("{error:#}"))
+    }
+
+    #[tokio::test]
+    async fn a_node_that_the_cluster_names_is_missing_without_an_agent_and_one_that_is_typed_a_mistake() {
+        let (api, objects) = served().await;
+        let first = ("node-1".to_owned(), Ok("agent-1".to_owned()));
+        let second = ("windows-1".to_owned(), Err("no agent is on it".to_owned()));
+        let expected = Ok(vec![first.clone(), second]);
+        let of_service = "-- trace any svc/web:80 -n shop";
+        assert_eq!(chosen(&objects, of_service).await, expected);
+        // It may not be known which nodes there are.
+        api.behave(|behaviour| behaviour.forbidden = vec!["nodes"]);
+        assert_eq!(chosen(&objects, of_service).await, expected);
+        for line in [
+            "windows-1 -- doctor",
+            "--of node/windows-1 -- doctor",
+            "-- trace node/windows-1 svc/web:80 -n shop",
+        ] {
+            let error = chosen(&objects, line).await.expect_err(line);
+            assert!(error.starts_with("no node windows-1"), "{line}: {error}");
+        }
+        assert_eq!(chosen(&objects, "node/node-1 -- doctor").await, Ok(vec![first]));
+    }
+
+    #[tokio::test]
+    async fn where_an_address_is_may_not_be_known() {
+        let (api, objects) = served().await;
+        let cluster = Cluster::new(&objects, "causeway");
+        let words = ["trace", "10.244.1.5", "svc/web:80", "-n", "shop"].map(str::to_owned);
+        let errand = Errand::parse(&words).expect("a command");
+        let sender = errand.ends.first().expect("an end");
+        let node = cluster
+            .node_of(sender, &Places::new())
+            .await
+            .expect("it may be known");
+        assert_eq!(node.as_deref(), Some("node-1"));
+        api.behave(|behaviour| behaviour.forbidden = vec!["pods"]);
+        let nodes = cluster.on_the_way(&errand, &Places::new()).await.expect("nodes");
+        assert_eq!(nodes, ["node-1", "windows-1"]);
+        let why = cluster
+            .node_of(sender, &Places::new())
+            .await
+            .expect_err("it may not");
+        assert!(
+            why.to_string()
+                .starts_with("the right is missing to list pods in all namespaces"),
+            "{why}"
+        );
+    }
 
     #[test]
     fn each_node_of_the_ends_is_asked_once() {

@@ -30,7 +30,12 @@ pub enum Wanted<'w> {
     /// All of the cluster.
     All,
     /// These.
-    Named(&'w [String]),
+    Named {
+        /// Their names.
+        names: &'w [String],
+        /// Which of these somebody typed: one that is none of a node is a mistake then. Of others the cluster said it.
+        typed: &'w [String],
+    },
 }
 
 /// A name that is no node's.
@@ -130,8 +135,10 @@ pub fn nodes(listed: &Value) -> BTreeSet<String> {
 pub fn of_pods(listed: &Value, address: IpAddr) -> Option<String> {
     let mut items = listed["items"].as_array().into_iter().flatten();
     let has_it = |pod: &&Value| {
-        let own = pod["status"]["podIP"].as_str();
-        own.and_then(|own| own.parse().ok()) == Some(address)
+        let status = &pod["status"];
+        let all = status["podIPs"].as_array().into_iter().flatten();
+        let mut own = all.map(|own| &own["ip"]).chain([&status["podIP"]]);
+        own.any(|own| own.as_str().and_then(|own| own.parse().ok()) == Some(address))
     };
     Some(items.find(has_it)?["spec"]["nodeName"].as_str()?.to_owned())
 }
@@ -150,7 +157,7 @@ pub fn of_endpoints(listed: &Value) -> Vec<String> {
 /// of the cluster, where they are known.
 ///
 /// # Errors
-/// When a name is none of a node.
+/// When a name that somebody typed is none of a node.
 pub fn choose(
     wanted: Wanted<'_>,
     agents: &BTreeMap<String, Agent>,
@@ -158,15 +165,16 @@ pub fn choose(
 ) -> Result<Vec<Chosen>, Unknown> {
     let all: BTreeSet<&String> = agents.keys().chain(nodes.into_iter().flatten()).collect();
     let mut names: Vec<&str> = Vec::new();
+    let mut mistakable: BTreeSet<&str> = BTreeSet::new();
     match wanted {
         Wanted::All => names.extend(all.iter().map(|name| name.as_str())),
-        Wanted::Named(wanted) => {
-            for name in wanted {
-                let name = name.strip_prefix("node/").unwrap_or(name);
+        Wanted::Named { names: wanted, typed } => {
+            for name in wanted.iter().map(|name| bare(name)) {
                 if !names.contains(&name) {
                     names.push(name);
                 }
             }
+            mistakable.extend(typed.iter().map(|name| bare(name)));
         }
     }
     names
@@ -180,12 +188,15 @@ pub fn choose(
                 name.to_owned(),
                 Err(format!("its agent, pod {pod}, does not run: {why}")),
             )),
-            None if all.contains(&name.to_owned()) => {
-                Ok((name.to_owned(), Err("no agent is on it".to_owned())))
-            }
-            None => Err(unknown(name, &all)),
+            None if mistakable.contains(name) && !all.contains(&name.to_owned()) => Err(unknown(name, &all)),
+            None => Ok((name.to_owned(), Err("no agent is on it".to_owned()))),
         })
         .collect()
+}
+
+/// A node's name, as it may be typed.
+pub fn bare(name: &str) -> &str {
+    name.strip_prefix("node/").unwrap_or(name)
 }
 
 fn unknown(name: &str, all: &BTreeSet<&String>) -> Unknown {
@@ -212,8 +223,11 @@ mod tests {
         ] });
         assert_eq!(of_endpoints(&slices), ["node-1", "node-2"]);
         let pod = |node: &str, address: &str| json!({ "spec": { "nodeName": node }, "status": { "podIP": address } });
-        let pods = json!({ "items": [pod("node-1", "10.244.1.2"), pod("node-2", "fd00::2"), {}] });
+        let mut second = pod("node-2", "fd00::2");
+        second["status"]["podIPs"] = json!([{ "ip": "fd00::2" }, { "ip": "10.244.2.2" }]);
+        let pods = json!({ "items": [pod("node-1", "10.244.1.2"), second, {}] });
         for (address, node) in [
+            ("10.244.2.2", Some("node-2")),
             ("10.244.1.2", Some("node-1")),
             ("fd00:0::2", Some("node-2")),
             ("10.0.0.1", None),
@@ -310,6 +324,23 @@ mod tests {
             .map_err(|error| error.to_string())
     }
 
+    fn named(names: &[String]) -> Wanted<'_> {
+        Wanted::Named { names, typed: names }
+    }
+
+    #[test]
+    fn of_a_node_that_nobody_typed_it_is_known_that_there_is_one() {
+        let names = ["node-1", "windows-1"].map(str::to_owned);
+        let expected = ["node-1: agent-a", "windows-1: not: no agent is on it"].map(str::to_owned);
+        for nodes in [None, Some(&["node-1"][..])] {
+            let found = Wanted::Named {
+                names: &names,
+                typed: &names[..1],
+            };
+            assert_eq!(told(found, nodes), Ok(expected.to_vec()));
+        }
+    }
+
     #[test]
     fn all_are_those_that_have_an_agent_and_those_that_should() {
         let first = "node-1: agent-a".to_owned();
@@ -328,7 +359,7 @@ mod tests {
     fn names_are_taken_in_their_order_and_once() {
         let names = ["node/node-3", "node-1", "node-3"].map(str::to_owned);
         assert_eq!(
-            told(Wanted::Named(&names), Some(&["node-1", "node-3"])),
+            told(named(&names), Some(&["node-1", "node-3"])),
             Ok(vec![
                 "node-3: not: no agent is on it".to_owned(),
                 "node-1: agent-a".to_owned()
@@ -338,7 +369,7 @@ mod tests {
 
     #[test]
     fn a_name_of_no_node_is_told_with_those_that_are_near_and_those_that_there_are() {
-        let of = |name: &str, nodes: Option<&[&str]>| told(Wanted::Named(&[name.to_owned()]), nodes);
+        let of = |name: &str, nodes: Option<&[&str]>| told(named(&[name.to_owned()]), nodes);
         assert_eq!(
             of("nod-1", None),
             Err(

@@ -15,8 +15,10 @@ struct Speaker {
     err: Kept,
     /// So many bytes of its lines have come: what they said is kept.
     read: usize,
-    /// Its own words for why it failed, else the last ones that it said.
+    /// Its own words for why it failed.
     reason: Option<String>,
+    /// What it said last beside them.
+    last: Option<String>,
     has_ended: bool,
 }
 
@@ -40,6 +42,7 @@ impl Parts {
             err: Kept::default(),
             read: 0,
             reason: None,
+            last: None,
             has_ended: false,
         };
         Self {
@@ -140,7 +143,10 @@ impl Speaker {
         for line in take_lines(&mut self.err.bytes, is_end) {
             match line.strip_prefix("error: ") {
                 Some(reason) => self.reason = Some(reason.to_owned()),
-                None => told.push(Told::Err(format!("{}: {line}", self.part.node))),
+                None => {
+                    told.push(Told::Err(format!("{}: {line}", self.part.node)));
+                    self.last = Some(line);
+                }
             }
         }
     }
@@ -151,7 +157,10 @@ impl Speaker {
             Ok(_) if self.part.story.is_some() => None,
             Ok(code) => {
                 let reason = self.reason.take();
-                Some(reason.unwrap_or_else(|| format!("it ended with exit code {code}")))
+                Some(reason.unwrap_or_else(|| match &self.last {
+                    Some(last) => format!("it ended with exit code {code} after it had said: {last}"),
+                    None => format!("it ended with exit code {code}"),
+                }))
             }
             Err(why) => Some(why),
         };
@@ -256,13 +265,18 @@ mod tests {
     #[test]
     fn why_a_part_is_missing_is_told_by_name_and_warnings_as_they_come() {
         let err = |text: &str| Piece::Err(text.as_bytes().to_vec());
-        let rows: [(&[Piece], &str, &[&str]); 5] = [
+        let rows: [(&[Piece], &str, &[&str]); 6] = [
             (
                 &[err("warning: a\nerror: must run as root\n"), Piece::Ended(Ok(2))],
                 "must run as root",
                 &["n: warning: a"],
             ),
             (&[err("error: no"), Piece::Ended(Ok(2))], "no", &[]),
+            (
+                &[err("it panicked:\nno such thing\n"), Piece::Ended(Ok(101))],
+                "it ended with exit code 101 after it had said: no such thing",
+                &["n: it panicked:", "n: no such thing"],
+            ),
             (&[Piece::Ended(Ok(137))], "it ended with exit code 137", &[]),
             (
                 &[

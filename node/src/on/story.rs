@@ -61,19 +61,20 @@ pub(super) async fn tell_one(
         places,
         to_parts,
         beginning: Arc::new(Semaphore::new(BEGIN_AT_ONCE)),
+        enough: shutdown.child_token(),
     };
     let follows = Role::Follows {
         begins_within: args.timeout,
         sender: sender.as_deref(),
     };
     let mut visits = JoinSet::new();
-    let enough = shutdown.child_token();
+    let enough = asking.enough.clone();
     let mut leading = Vec::new();
     for (number, chosen) in chosen.into_iter().enumerate() {
         match number < leads {
             true => leading.push((number, chosen)),
             false => {
-                visits.spawn(asking.visit(number, chosen, follows, &enough));
+                visits.spawn(asking.visit(number, chosen, follows));
             }
         }
     }
@@ -88,7 +89,7 @@ pub(super) async fn tell_one(
             .go_without(&format!("it did not begin to follow packets in {seconds} s"));
     }
     for (number, chosen) in leading {
-        visits.spawn(asking.visit(number, chosen, Role::Leads, shutdown));
+        visits.spawn(asking.visit(number, chosen, Role::Leads));
     }
     // With the last visit the pieces end.
     drop(asking);
@@ -144,6 +145,8 @@ struct Asking<'a> {
     places: &'a Places,
     to_parts: mpsc::Sender<(usize, Piece)>,
     beginning: Arc<Semaphore>,
+    /// They shall end, whatever their roles: also who leads, where another one has seen something.
+    enough: CancellationToken,
 }
 
 impl Asking<'_> {
@@ -152,7 +155,6 @@ impl Asking<'_> {
         number: usize,
         (node, agent): Chosen,
         role: Role<'_>,
-        enough: &CancellationToken,
     ) -> impl Future<Output = ()> + use<> {
         let visit = Visit {
             objects: self.objects.clone(),
@@ -161,7 +163,7 @@ impl Asking<'_> {
             beginning: Arc::clone(&self.beginning),
             begins_within: self.args.timeout,
             lasts: Some(self.trace.lasts(role) + self.args.timeout),
-            enough: enough.clone(),
+            enough: self.enough.clone(),
             said: Speech {
                 number,
                 sender: self.to_parts.clone(),
@@ -219,7 +221,50 @@ impl Listening<'_> {
 
 #[cfg(test)]
 mod tests {
+    use ::tests::fake_api::FakeApi;
+    use clap::Parser as _;
+
+    use super::super::errand::Errand;
     use super::*;
+    use crate::cli::{Cli, Command};
+    use crate::watch::Credentials;
+
+    #[tokio::test]
+    async fn whoever_is_asked_ends_when_it_is_enough() {
+        let api = FakeApi::start().expect("loopback is there");
+        // Nobody begins.
+        api.behave(|behaviour| behaviour.delay = Duration::from_secs(600));
+        let line = "causeway on a,b --timeout 10m -- trace any svc/web:80 --timeout 30m";
+        let Command::On(args) = Cli::try_parse_from(line.split(' ')).expect(line).command else {
+            panic!("{line}");
+        };
+        let credentials = Credentials::Endpoint {
+            url: api.url(),
+            tls: None,
+        };
+        let follows = Role::Follows {
+            begins_within: args.timeout,
+            sender: None,
+        };
+        for role in [Role::Leads, follows] {
+            let (to_parts, mut pieces) = mpsc::channel(IN_FLIGHT);
+            let asking = Asking {
+                args: &args,
+                trace: &Errand::parse(&args.command).expect(line).trace.expect("a trace"),
+                objects: &Objects::of(credentials.clone()).await.expect("a client"),
+                places: &Places::new(),
+                to_parts,
+                beginning: Arc::new(Semaphore::new(BEGIN_AT_ONCE)),
+                enough: CancellationToken::new(),
+            };
+            let visit = tokio::spawn(asking.visit(0, ("a".to_owned(), Ok("agent".to_owned())), role));
+            asking.enough.cancel();
+            visit.await.expect("it ends");
+            let told = pieces.recv().await;
+            let why = "interrupted before it began".to_owned();
+            assert_eq!(told, Some((0, Piece::Ended(Err(why)))), "{role:?}");
+        }
+    }
 
     #[test]
     fn the_senders_node_leads_where_it_can_be_asked() {

@@ -238,13 +238,8 @@ impl Watch {
             let ended = self.sending.take_if(|sending| sending.has_ended());
             let seen = hops.len();
             // What has been seen already belongs to it, whatever the time.
-            while hops.len() < MOST_HOPS
-                && let Some(hop) = self.session.next_hop(Instant::now())?
-            {
-                if telling.takes(&hop) {
-                    hops.push(hop);
-                }
-            }
+            let next = || Ok(self.session.next_hop(Instant::now())?);
+            let is_all = read(next, |hop| telling.takes(hop), &mut hops)?;
             // What is lost while this thinks about what it has is nothing that it looks for.
             let gaps = self.session.gaps()?;
             if seen == 0 && !hops.is_empty() {
@@ -272,7 +267,9 @@ impl Watch {
             {
                 return Ok(Seen { hops, gaps, said });
             }
-            self.wait(deadline)?;
+            if is_all {
+                self.wait(deadline)?;
+            }
         }
     }
 
@@ -293,6 +290,25 @@ impl Watch {
             Err(error) => Err(error).context("wait for packets"),
         }
     }
+}
+
+/// Reads hops, and keeps those that are taken; so many at the most, and so many in all. Returns whether there was none left.
+fn read(
+    mut next: impl FnMut() -> anyhow::Result<Option<Hop>>,
+    mut takes: impl FnMut(&Hop) -> bool,
+    hops: &mut Vec<Hop>,
+) -> anyhow::Result<bool> {
+    // Of a machine's others there may always be one more.
+    for _ in 0..MOST_HOPS {
+        if hops.len() >= MOST_HOPS {
+            break;
+        }
+        let Some(hop) = next()? else { return Ok(true) };
+        if takes(&hop) {
+            hops.push(hop);
+        }
+    }
+    Ok(false)
 }
 
 /// What this machine calls itself.
@@ -338,19 +354,18 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn a_devices_name_drives_no_terminal() {
+    fn hop(device: &str) -> Hop {
         let flow = Flow {
             source: "10.244.1.5:40000".parse().expect("an address"),
             destination: "10.244.1.6:8080".parse().expect("an address"),
             protocol: Protocol::TCP,
         };
-        let hop = Hop {
+        Hop {
             at_ns: 1,
             packet: 1,
             node: "machine".to_owned(),
             netns: 1,
-            device: "\u{1b}[2J".to_owned(),
+            device: device.to_owned(),
             kind: HopKind::Sent,
             header: Header {
                 flow,
@@ -363,7 +378,33 @@ mod tests {
             },
             wrapping: None,
             connection: None,
-        };
+        }
+    }
+
+    #[test]
+    fn reading_ends_though_others_send_for_ever() {
+        // Which hops are taken, how many are kept of those that come without end, and whether all were read.
+        let rows = [
+            (false, None, 0, false),
+            (true, None, MOST_HOPS, false),
+            (true, Some(3), 3, true),
+        ];
+        for (is_taken, there_are, kept, is_all) in rows {
+            let (mut hops, mut came) = (Vec::new(), 0);
+            let next = || {
+                came += 1;
+                assert!(came <= 2 * MOST_HOPS, "it does not end");
+                Ok(there_are.is_none_or(|all| came <= all).then(|| hop("eth0")))
+            };
+            let told = read(next, |_| is_taken, &mut hops).expect("hops");
+            assert_eq!((hops.len(), told), (kept, is_all));
+        }
+    }
+
+    #[test]
+    fn a_devices_name_drives_no_terminal() {
+        let hop = hop("\u{1b}[2J");
+        let flow = hop.header.flow;
         let filter = Filter {
             targets: vec![(flow.destination.ip(), Some(flow.destination.port()))],
             ..Filter::default()

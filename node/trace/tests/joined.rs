@@ -83,6 +83,14 @@ fn hop(
     }
 }
 
+/// Somebody has had it, at no place.
+fn consumed(place: &str, at_ns: u64, packet: u64, of: Segment) -> Hop {
+    let kind = HopKind::Consumed {
+        place: place.to_owned(),
+    };
+    hop((at_ns, packet), (0, ""), kind, 62, of)
+}
+
 fn wrapped(hop: Hop, source: &str, destination: &str) -> Hop {
     let flow = Flow {
         protocol: Protocol::UDP,
@@ -271,7 +279,15 @@ fn what_left_one_machine_for_another_that_saw_nothing_is_lost_between_them() {
         include_str!("golden/lost.txt"),
         include_str!("golden/lost.json"),
     );
-    let story = joined(&two(request_1(), [request_2(), reply_2()].concat()));
+    // The server's kernel takes a request that it answers.
+    let taken = consumed(
+        "tcp_rcv_state_process",
+        BEFORE + 55_000,
+        BEFORE + 40_000,
+        syn(SERVER),
+    );
+    let second = [request_2(), vec![taken], reply_2()].concat();
+    let story = joined(&two(request_1(), second));
     assert_eq!(story.verdict, Verdict::Lost { is_reply: true });
     let text = render::text(&story);
     for line in [
@@ -280,6 +296,61 @@ fn what_left_one_machine_for_another_that_saw_nothing_is_lost_between_them() {
     ] {
         assert!(text.contains(line), "{text}");
     }
+}
+
+#[test]
+fn what_comes_again_since_its_reply_was_lost_is_not_dropped() {
+    let again = |mut hops: Vec<Hop>| {
+        for hop in &mut hops {
+            hop.at_ns += 1_000_000_000;
+            hop.packet += 1000;
+            hop.header.ip_id += 1;
+        }
+        hops
+    };
+    let taken = consumed(
+        "tcp_rcv_state_process",
+        BEFORE + 55_000,
+        BEFORE + 40_000,
+        syn(SERVER),
+    );
+    let kind = HopKind::Dropped {
+        reason: "NOT_SPECIFIED".to_owned(),
+        place: "tcp_v4_rcv".to_owned(),
+    };
+    let refused = Hop {
+        kind,
+        ..taken.clone()
+    };
+    let first = [request_1(), again(request_1())].concat();
+    let repeated = again([request_2(), vec![refused.clone()]].concat());
+    let second = [request_2(), vec![taken], reply_2(), repeated.clone()].concat();
+    let story = joined(&two(first.clone(), second));
+    assert_eq!(story.verdict, Verdict::Lost { is_reply: true });
+    // Where it has none of them, it does not want the connection.
+    let second = [request_2(), vec![refused], repeated].concat();
+    let story = joined(&two(first, second));
+    assert_eq!(story.verdict, Verdict::Dropped { is_reply: false });
+}
+
+#[test]
+fn a_datagram_that_was_read_may_have_an_answer_that_is_lost() {
+    let datagrams = |mut hops: Vec<Hop>| {
+        for hop in &mut hops {
+            hop.header.flow.protocol = Protocol::UDP;
+            hop.header.what = String::new();
+            hop.connection = None;
+        }
+        hops
+    };
+    let read = consumed("skb_consume_udp", BEFORE + 55_000, BEFORE + 40_000, syn(SERVER));
+    let taken = datagrams([request_2(), vec![read]].concat());
+    let first = datagrams(request_1());
+    let story = joined(&two(first.clone(), taken.clone()));
+    assert_eq!(story.verdict, Verdict::Delivered);
+    let second = [taken, datagrams(reply_2())].concat();
+    let story = joined(&two(first, second));
+    assert_eq!(story.verdict, Verdict::Lost { is_reply: true });
 }
 
 /// Only who would have seen a packet says by seeing nothing that it did not come.
@@ -362,6 +433,32 @@ fn what_nobody_would_have_seen_has_left_and_is_not_lost() {
 }
 
 #[test]
+fn what_left_a_machine_that_did_not_see_all_is_not_lost() {
+    let second = || {
+        let taken = consumed(
+            "tcp_rcv_state_process",
+            BEFORE + 55_000,
+            BEFORE + 40_000,
+            syn(SERVER),
+        );
+        [request_2(), vec![taken], reply_2()].concat()
+    };
+    // Which one lost events, and what is said then.
+    let rows = [
+        (Vec::new(), 0, Verdict::Left),
+        (second(), 1, Verdict::Unanswered),
+        ([request_2(), reply_2()].concat(), 1, Verdict::Unanswered),
+    ];
+    for (second, losing, verdict) in rows {
+        let mut parts = two(request_1(), second);
+        parts[losing].story.as_mut().expect("a story").gaps.lost_events = 1;
+        let story = joined(&parts);
+        assert_eq!(story.verdict, verdict);
+        assert_eq!(story.gone.and_then(|gone| gone.to), None);
+    }
+}
+
+#[test]
 fn where_the_machine_that_it_left_knows_why_it_does_not_come_that_is_told() {
     let mut parts = two(request_1(), Vec::new());
     let cause = Cause {
@@ -428,10 +525,12 @@ fn machines_that_are_one_tell_no_hop_twice() {
         hop.at_ns -= BEFORE;
     }
     // Who takes a packet is at no place: it is where the packet was.
-    let by = HopKind::Consumed {
-        place: "tcp_rcv_state_process".to_owned(),
-    };
-    second.push(hop((55_000, BEFORE + 40_000), (0, ""), by, 62, syn(SERVER)));
+    second.push(consumed(
+        "tcp_rcv_state_process",
+        55_000,
+        BEFORE + 40_000,
+        syn(SERVER),
+    ));
     let all = [first, second].concat();
     let mut parts = [part("node-1", "same", all.clone()), part("node-2", "same", all)];
     parts[1].attached.as_mut().expect("attached").namespaces = [7, 8].into();
@@ -462,7 +561,6 @@ fn a_packet_that_comes_back_to_a_machine_is_told_in_the_order_of_its_way() {
         hop((700, 1), (HOST, "eth0"), Received, 63, syn(SERVER)),
         hop((800, 1), (HOST, "eth0"), Sent, 62, syn(SERVER)),
     ];
-    let story = joined(&two(first, second));
     let expected = [
         "node-1 pod/default/client eth0",
         "node-1 host vethp",
@@ -472,7 +570,53 @@ fn a_packet_that_comes_back_to_a_machine_is_told_in_the_order_of_its_way() {
         "node-1 host eth0",
         "node-1 host vethq",
     ];
-    assert_eq!(ways(&story), [expected]);
+    // A network card lets go of what it has sent when it comes to it: at once, or when the packet is back already.
+    for let_go in [None, Some(3500), Some(9200), Some(9900)] {
+        let mut first = first.clone();
+        first.extend(let_go.map(|at| consumed("napi_consume_skb", at, 1, syn(SERVER))));
+        let story = joined(&two(first, second.clone()));
+        assert_eq!(ways(&story), [expected], "{let_go:?}");
+    }
+}
+
+/// When a network card lets go of a packet says nothing of when it sent that.
+#[test]
+fn the_order_of_packets_follows_from_when_they_left_and_not_from_when_cards_let_go_of_them() {
+    let mut second = [request_2(), reply_2()].concat();
+    // What only the second machine saw, after it had answered.
+    for mut hop in reply_2() {
+        hop.at_ns += 50_000;
+        hop.packet += 1;
+        hop.header.ip_id = 9;
+        second.push(hop);
+    }
+    // What only the first one saw, after it was answered and before that.
+    let later = hop((130_000, 6000), (POD, "eth0"), Sent, 64, syn(SERVICE));
+    let mut first = [request_1(), reply_1()].concat();
+    first.push(Hop {
+        header: Header {
+            ip_id: 34575,
+            ..later.header.clone()
+        },
+        ..later
+    });
+    for let_go in [None, Some(10_000_000)] {
+        let mut first = first.clone();
+        first.extend(let_go.map(|at| consumed("napi_consume_skb", at, 5000, syn(SERVER))));
+        let story = joined(&two(first, second.clone()));
+        let begin: Vec<_> = story
+            .packets
+            .iter()
+            .map(|packet| (&*packet.hops[0].hop.node, packet.is_reply))
+            .collect();
+        let expected = [
+            ("node-1", false),
+            ("node-2", true),
+            ("node-2", true),
+            ("node-1", false),
+        ];
+        assert_eq!(begin, expected, "{let_go:?}");
+    }
 }
 
 #[test]

@@ -139,18 +139,28 @@ impl Query {
             return true;
         };
         // As it stands in a URL.
-        let selector = selector.replace("%3D", "=").replace("%2C", ",");
+        let selector = selector
+            .replace("%3D", "=")
+            .replace("%2C", ",")
+            .replace("%2F", "/");
         let mut requirements = selector.split(',').filter_map(|part| part.split_once('='));
         requirements.all(|(key, value)| object["metadata"]["labels"][key] == value)
+    }
+
+    /// Whether a pod's first address is the one that is asked for; no other selector of fields is heeded.
+    fn has_address(&self, object: &Value) -> bool {
+        let wanted = self.parameters.get("fieldSelector");
+        let wanted = wanted.and_then(|wanted| wanted.strip_prefix("status.podIP%3D"));
+        wanted.is_none_or(|wanted| object["status"]["podIP"] == wanted)
     }
 
     pub(super) fn objects(&self, store: &Store) -> Vec<Arc<Object>> {
         let Some(objects) = store.collections.get(&self.collection) else {
             return Vec::new();
         };
-        let included = objects
-            .iter()
-            .filter(|((namespace, _), object)| self.includes(namespace) && self.selects(&object.value));
+        let included = objects.iter().filter(|((namespace, _), object)| {
+            self.includes(namespace) && self.selects(&object.value) && self.has_address(&object.value)
+        });
         included.map(|(_, object)| object.clone()).collect()
     }
 }

@@ -83,6 +83,17 @@ impl World<'_> {
         }
         drop(cut);
 
+        // The same on the way back, where the server's kernel has the request.
+        let cut = Cut::between("node-2")?;
+        let (lost, _) = self.story(&[&TO_SERVICE[..], &[OWN]].concat(), 1)?;
+        let expected = json!({ "from": "node-2", "towards": "172.30.0.11", "to": "node-1" });
+        ensure!(
+            (&lost["verdict"], &lost["isReply"]) == (&json!("lost"), &json!(true))
+                && lost["gone"] == expected,
+            "{lost:#}"
+        );
+        drop(cut);
+
         // Who waits for packets may end it, on all nodes.
         let words = [
             "node-1,node-2",
@@ -187,16 +198,16 @@ fn nodes(way: &[String]) -> Vec<&str> {
     nodes
 }
 
-/// A rule between nodes, in no namespace of theirs, that drops what comes through the tunnel from one of them. It goes with
-/// the node's device, also after a crash.
+/// A rule between nodes, in no namespace of theirs, that drops what comes through the tunnel from one of them. After a crash
+/// it ends with the node's device; its table stays until the next one is made.
 struct Cut;
 
 impl Cut {
     fn between(node: &str) -> anyhow::Result<Self> {
-        nft("add table netdev cwt-cut")?;
+        // One that a crash left has the hook of a device that is gone.
+        nft("add table netdev cwt-cut; delete table netdev cwt-cut; add table netdev cwt-cut")?;
         let cut = Self;
         let hook = format!("{{ type filter hook ingress device cw-{node} priority 0; }}");
-        nft("flush table netdev cwt-cut")?;
         nft(&format!("add chain netdev cwt-cut tunnel {hook}"))?;
         nft("add rule netdev cwt-cut tunnel udp dport 8472 drop")?;
         Ok(cut)

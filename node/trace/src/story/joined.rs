@@ -22,6 +22,13 @@ struct Stay<'p> {
     hops: Vec<&'p Hop>,
 }
 
+impl<'p> Stay<'p> {
+    /// The last device that had it there. Network cards let go of what they have sent later than that.
+    fn left(&self) -> Option<&'p Hop> {
+        self.hops.iter().rev().find(|hop| is_at_device(hop)).copied()
+    }
+}
+
 /// A machine that followed packets.
 struct Present<'p> {
     part: &'p Part,
@@ -93,12 +100,14 @@ impl Story {
     }
 
     /// Where the packet went that the verdict is about, if it left a machine and no other had it: lost it is only where
-    /// the machine that it was sent to would have seen it, and the one that it left knows no reason why it does not come.
+    /// the machine that it was sent to would have seen it, and the one that it left knows no reason why it does not come and
+    /// lost no event.
     fn say_where_it_went(&mut self, present: &[Present<'_>]) {
         let has_reply = self.packets.iter().any(|packet| packet.is_reply);
         let is_reply = match self.verdict {
             Verdict::Left => false,
-            Verdict::Unanswered if has_reply => true,
+            // Whoever took the request sent the reply: that one is on its way back.
+            Verdict::Delivered | Verdict::Unanswered if has_reply => true,
             _ => return,
         };
         let Some(step) = self.departure(is_reply) else {
@@ -106,14 +115,17 @@ impl Story {
         };
         let hop = &step.hop;
         let towards = on_the_wire(hop).destination.ip();
-        let is_whole = |witness: &Witness| witness.missing.is_none() && witness.gaps.lost_events == 0;
+        let is_whole = |node: &str| {
+            let mut own = self.nodes.iter().filter(|witness| witness.node == node);
+            own.any(|witness| witness.missing.is_none() && witness.gaps.lost_events == 0)
+        };
         let mut others = present.iter().filter(|other| other.part.node != hop.node);
         let to = others.find(|other| {
-            let mut whole = self.nodes.iter().filter(|witness| is_whole(witness));
             step.cause.is_none()
                 && other.attached.addresses.contains(&towards)
                 && would_see(&other.attached.filter, hop)
-                && whole.any(|witness| witness.node == other.part.node)
+                // What it does not know of may have ended it where it was seen last.
+                && [&hop.node, &other.part.node].into_iter().all(|node| is_whole(node))
         });
         self.gone = Some(Gone {
             from: hop.node.clone(),
@@ -199,9 +211,16 @@ fn woven(present: &[Present<'_>]) -> Vec<Vec<Hop>> {
 fn stays(part: usize, packet: &[Hop]) -> Vec<Stay<'_>> {
     let mut stays: Vec<Stay<'_>> = Vec::new();
     for hop in packet {
-        let last = stays.last_mut().and_then(|stay| Some((*stay.hops.last()?, stay)));
-        match last {
-            Some((before, stay)) if !came_back(before, hop) => stay.hops.push(hop),
+        let is_end = !is_at_device(hop);
+        let had_it = |stay: &Stay<'_>| stay.hops.iter().any(|other| other.packet == hop.packet);
+        // Who lets go of a copy may do it when another one is back already.
+        let at = stays.iter().rposition(|stay| is_end && had_it(stay));
+        let stay = match at {
+            Some(at) => stays.get_mut(at),
+            None => stays.last_mut(),
+        };
+        match stay {
+            Some(stay) if !stay.left().is_some_and(|before| came_back(before, hop)) => stay.hops.push(hop),
             _ => stays.push(Stay {
                 part,
                 hops: vec![hop],
@@ -209,6 +228,10 @@ fn stays(part: usize, packet: &[Hop]) -> Vec<Stay<'_>> {
         }
     }
     stays
+}
+
+fn is_at_device(hop: &Hop) -> bool {
+    matches!(hop.kind, HopKind::Sent | HopKind::Received)
 }
 
 fn came_back(before: &Hop, hop: &Hop) -> bool {
@@ -261,7 +284,7 @@ fn clock(woven: &[Vec<Stay<'_>>], part: usize, clocks: &[Option<i128>]) -> Optio
         .iter()
         .flat_map(|packet| packet.iter().zip(packet.iter().skip(1)))
     {
-        let (Some(sent), Some(received)) = (before.hops.last(), after.hops.first()) else {
+        let (Some(sent), Some(received)) = (before.left(), after.hops.first()) else {
             continue;
         };
         let apart = i128::from(sent.at_ns) - i128::from(received.at_ns);

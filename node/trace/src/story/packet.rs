@@ -176,6 +176,16 @@ impl Packet {
         })
     }
 
+    /// Whether it says the same as another one.
+    pub(super) fn repeats(&self, other: &Self) -> bool {
+        let headers = self.hops.first().zip(other.hops.first());
+        self.is_reply == other.is_reply
+            && headers.is_some_and(|(own, other)| {
+                let (own, other) = (&own.hop.header, &other.hop.header);
+                (&own.what, own.sequence) == (&other.what, other.sequence)
+            })
+    }
+
     /// Whether it is of TCP.
     pub(super) fn is_tcp(&self) -> bool {
         let first = self.hops.first();

@@ -36,9 +36,14 @@ pub(super) fn verdict(packets: &[Packet], request: &Hop) -> Verdict {
 }
 
 fn unanswered(packets: &[Packet]) -> Verdict {
+    // What TCP has already it has no use for a second time: that it comes again is since the reply did not arrive.
+    let is_again = |packet: &Packet, step| {
+        let mut taken = packets.iter().filter(|other| is_taken(other));
+        is_by_receiver(step) && taken.any(|other| packet.repeats(other))
+    };
     let dropped = |is_reply| {
         let mut of_kind = packets.iter().filter(|packet| packet.is_reply == is_reply);
-        of_kind.any(|packet| packet.dropped().is_some())
+        of_kind.any(|packet| packet.dropped().is_some_and(|step| !is_again(packet, step)))
     };
     if dropped(true) {
         Verdict::Dropped { is_reply: true }
@@ -49,6 +54,11 @@ fn unanswered(packets: &[Packet]) -> Verdict {
     }
 }
 
+/// Whether who it was for has had it.
+fn is_taken(packet: &Packet) -> bool {
+    packet.is_consumed() && packet.departure().is_none()
+}
+
 /// What became of the requests that nobody dropped.
 fn without_reply(packets: &[Packet]) -> Verdict {
     let mut requests = packets.iter().filter(|packet| !packet.is_reply);
@@ -57,10 +67,9 @@ fn without_reply(packets: &[Packet]) -> Verdict {
         .clone()
         .next()
         .is_some_and(|first| first.departure().is_some());
-    let is_taken = |packet: &&Packet| packet.is_consumed() && packet.departure().is_none();
-    if let Some(taken) = requests.find(is_taken) {
-        // Who has taken the opening of a connection always says something, if it can.
-        if !has_reply && taken.asks_for_connection() {
+    if let Some(taken) = requests.find(|packet| is_taken(packet)) {
+        // Who has taken the opening of a connection always says something, if it can; and what arrives is acknowledged.
+        if taken.asks_for_connection() {
             Verdict::Unanswered
         } else {
             Verdict::Delivered
