@@ -115,7 +115,6 @@ impl Asked {
                 source_port: port,
                 destination: self.source,
                 destination_port: None,
-                asked: None,
                 is_reply: true,
                 comes_by: leaves_by.clone(),
                 leaves_by: comes_by,
