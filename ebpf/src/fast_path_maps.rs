@@ -1,13 +1,14 @@
 //! The fast path's maps as somebody finds them who only looks: no program is loaded, nothing is made or written.
 
-use std::collections::BTreeSet;
+use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError};
+use aya::programs::links::{FdLink, PinnedLink};
 use ebpf_common::net::Ip;
-use ebpf_common::pods::{ADDRESS_BITS, Hop, PodFlow, PodFlowKey, Remote};
+use ebpf_common::pods::{ADDRESS_BITS, Hop, Remote};
 
 use crate::fast_path::{layout_dir, links_dir, pin_name};
 use crate::{Error, probe};
@@ -17,7 +18,6 @@ pub struct FastPathMaps {
     pods: HashMap<MapData, Ip, Hop>,
     remotes: LpmTrie<MapData, Ip, Remote>,
     lease: Array<MapData, u64>,
-    flows: HashMap<MapData, PodFlowKey, PodFlow>,
     links: PathBuf,
 }
 
@@ -41,8 +41,6 @@ impl FastPathMaps {
                 .map_err(Error::map("open", "REMOTES"))?,
             lease: Array::try_from(Map::Array(pinned("POD_LEASE")?))
                 .map_err(Error::map("open", "POD_LEASE"))?,
-            flows: HashMap::try_from(Map::LruHashMap(pinned("POD_FLOWS")?))
-                .map_err(Error::map("open", "POD_FLOWS"))?,
             links: links_dir(pin_dir),
         }))
     }
@@ -53,6 +51,21 @@ impl FastPathMaps {
         self.links.join(pin_name(device)).exists()
     }
 
+    /// The kernel's number for the program whose link is pinned for a device; none where none is.
+    ///
+    /// # Errors
+    /// When the kernel does not say it.
+    pub fn program_at(&self, device: &str) -> Result<Option<u32>, Error> {
+        let pin = self.links.join(pin_name(device));
+        if !pin.exists() {
+            return Ok(None);
+        }
+        let link = PinnedLink::from_pin(&pin).and_then(|link| FdLink::from(link).info());
+        let link = link
+            .map_err(|error| Error::pin("open the link that is pinned at", &pin)(io::Error::other(error)))?;
+        Ok(Some(link.program_id()))
+    }
+
     /// Whether connections may begin at this moment.
     ///
     /// # Errors
@@ -60,15 +73,6 @@ impl FastPathMaps {
     pub fn lets_begin(&self) -> Result<bool, Error> {
         let until = self.lease.get(&0, 0).map_err(Error::map("read", "POD_LEASE"))?;
         Ok(u128::from(until) > probe::since_boot().as_nanos())
-    }
-
-    /// Connections that pass by the stack, those that end meanwhile may be missing.
-    ///
-    /// # Errors
-    /// When the map cannot be read.
-    pub fn connections(&self) -> Result<BTreeSet<PodFlowKey>, Error> {
-        let keys: Result<_, _> = self.flows.keys().collect();
-        keys.map_err(Error::map("read", "POD_FLOWS"))
     }
 
     /// What `PODS` has for an address.

@@ -4,17 +4,27 @@
 //! The packet is a SYN with the mark [`ASKED`]: nothing is counted, no connection is noted. Nothing is sent either: where
 //! a program wants a packet to go is carried out by who calls it, which here is nobody. Programs at `connect()` have no
 //! such run: the kernel refuses it (`ENOTSUPP`).
+//!
+//! A program of an earlier version may not know the mark: it would count, and note a connection. So each is asked first of a
+//! packet to [`NOBODY`], of which nothing can be noted, and of no other unless it answers: that one it counts.
 
-use std::net::IpAddr;
+use std::cell::OnceCell;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use aya::programs::tc::TcAttachType;
 use aya::programs::{ProgramInfo, SchedClassifier, TestRun as _, TestRunOptions};
 use ebpf_common::pods::{ASKED, PodCounter};
 
-use crate::Error;
+use crate::{Error, FastPathMaps};
 
-/// The program's name, which the kernel keeps.
+/// The program's name.
 const PROGRAM: &str = "from_pod";
+
+/// Addresses that are no pod's (RFC 5737, RFC 3849): nothing is sent there.
+pub const NOBODY: [IpAddr; 2] = [
+    IpAddr::V4(Ipv4Addr::new(198, 51, 100, 1)),
+    IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
+];
 
 /// `TCX_NEXT`, `TC_ACT_SHOT` and `TC_ACT_REDIRECT`.
 const NEXT: u32 = u32::MAX;
@@ -89,25 +99,30 @@ pub struct Attached {
     /// Names of programs that look at it before.
     pub before: Vec<String>,
     program: SchedClassifier,
+    /// What it says of a packet to nobody.
+    first: OnceCell<Ruling>,
 }
 
 impl Attached {
-    /// The program at a device of the calling thread's network namespace. None where there is none of ours. Needs
-    /// `CAP_SYS_ADMIN`, as all that is looked up by number.
+    /// The program at a device of the calling thread's network namespace whose link is pinned beside these maps, whatever
+    /// others there are called. None where there is none. Needs `CAP_SYS_ADMIN`, as all that is looked up by number.
     ///
     /// # Errors
     /// When the kernel does not say it.
-    pub fn at(device: &str) -> Result<Option<Self>, Error> {
+    pub fn at(device: &str, maps: &FastPathMaps) -> Result<Option<Self>, Error> {
         let failed = |source: Box<dyn std::error::Error + Send + Sync>| Error::AttachDevice {
             name: PROGRAM,
             device: device.to_owned(),
             source,
         };
+        let Some(pinned) = maps.program_at(device)? else {
+            return Ok(None);
+        };
         let attached = SchedClassifier::query_tcx(device, TcAttachType::Ingress);
         let (_, attached) = attached.map_err(|error| failed(error.into()))?;
         let mut before = Vec::new();
         for info in attached {
-            if info.name_as_str() == Some(PROGRAM) {
+            if info.id() == pinned {
                 return Ok(Some(Self::of(info, before)?));
             }
             before.push(String::from_utf8_lossy(info.name()).into_owned());
@@ -122,6 +137,7 @@ impl Attached {
             id,
             before,
             program: program.map_err(Error::program(PROGRAM))?,
+            first: OnceCell::new(),
         })
     }
 
@@ -130,6 +146,10 @@ impl Attached {
     /// # Errors
     /// When the kernel refuses that.
     pub fn ask(&self, asked: &Asked) -> Result<Ruling, Error> {
+        answer(asked, &self.first, |asked| self.run(asked))
+    }
+
+    fn run(&self, asked: &Asked) -> Result<Ruling, Error> {
         let mut context = [0; CONTEXT_BYTES];
         put(&mut context, MARK * 4, &ASKED.to_ne_bytes());
         put(&mut context, IFINDEX * 4, &asked.device.to_ne_bytes());
@@ -147,6 +167,30 @@ impl Attached {
         let mark = mark.map_or(ASKED, |mark| u32::from_ne_bytes(*mark));
         let frame = frame.get(..ran.data_size_out as usize).unwrap_or_default();
         Ok(ruling(ran.return_value, mark, frame))
+    }
+}
+
+/// What a program says that `run` asks: of a packet to nobody first, which is kept, and of no other where it does not answer.
+fn answer(
+    asked: &Asked,
+    first: &OnceCell<Ruling>,
+    run: impl Fn(&Asked) -> Result<Ruling, Error>,
+) -> Result<Ruling, Error> {
+    let said = match first.get() {
+        Some(said) => *said,
+        None => {
+            let [v4, v6] = NOBODY;
+            let destination = if asked.source.is_ipv4() { v4 } else { v6 };
+            let said = run(&Asked {
+                destination,
+                ..*asked
+            })?;
+            *first.get_or_init(|| said)
+        }
+    };
+    match said {
+        Ruling::Unknown(_) => Ok(said),
+        _ => run(asked),
     }
 }
 
@@ -248,6 +292,8 @@ fn put(bytes: &mut [u8], at: usize, value: &[u8]) {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::RefCell;
+
     use super::*;
 
     const UDP: u8 = 17;
@@ -312,6 +358,27 @@ mod tests {
                 Ruling::Unknown(REDIRECT),
                 "{length}"
             );
+        }
+    }
+
+    #[test]
+    fn only_a_program_that_answers_is_asked_of_somebody() {
+        let asked = asked("10.244.1.2", "10.244.2.2");
+        let somebody = asked.destination;
+        let stack = Ruling::Stack("no_pod");
+        for (said, expected) in [
+            (Ruling::Unknown(NEXT), vec![NOBODY[0]]),
+            (stack, vec![NOBODY[0], somebody, somebody]),
+        ] {
+            let (runs, first) = (RefCell::new(Vec::new()), OnceCell::new());
+            let run = |asked: &Asked| {
+                runs.borrow_mut().push(asked.destination);
+                Ok(said)
+            };
+            for _ in 0..2 {
+                assert_eq!(answer(&asked, &first, run).expect("it was run"), said);
+            }
+            assert_eq!(runs.into_inner(), expected);
         }
     }
 

@@ -349,6 +349,7 @@ fn put_kernel(collection: &mut Collection, view: &View) {
     for (what, missing) in [
         ("services", programs.services.there().err()),
         ("fast path", programs.fast_path.there().err()),
+        ("verdicts", programs.missing_verdicts()),
         ("rules of others", programs.others.there().err()),
     ] {
         if let Some(reason) = missing {

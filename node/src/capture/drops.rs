@@ -2,11 +2,12 @@
 //!
 //! These programs tell headers, and no bytes. The bytes are those of the same packet at the device that it met last.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use netlink::conntrack::Usage;
 use trace::cause::{self, Scene};
 use trace::hop::Header;
 use trace::namespaces::Found;
@@ -20,14 +21,36 @@ const ETHERNET: u32 = 14;
 /// Drops that are told before packets are looked at again.
 const AT_ONCE: usize = 1024;
 
+/// How long it is known how full a table of connections is.
+const HOLDS: Duration = Duration::from_secs(1);
+
 /// Follows what is dropped.
 pub struct Drops {
     session: Session,
     names: Names,
     namespaces: Vec<Found>,
+    tables: Tables,
     /// From the clock of the kernel's events to that of packets.
     offset: Duration,
     told: u64,
+}
+
+/// How full tables of connections were, by network namespace, when that was looked up last.
+#[derive(Debug, Default)]
+struct Tables(HashMap<u32, (Instant, Option<Usage>)>);
+
+impl Tables {
+    /// That of a namespace, as `read` has it, at most once in [`HOLDS`].
+    fn usage(&mut self, netns: u32, now: Instant, read: impl FnOnce() -> Option<Usage>) -> Option<Usage> {
+        match self.0.get(&netns) {
+            Some((at, usage)) if now.duration_since(*at) < HOLDS => *usage,
+            _ => {
+                let usage = read();
+                self.0.insert(netns, (now, usage));
+                usage
+            }
+        }
+    }
 }
 
 /// A packet that was dropped.
@@ -53,6 +76,7 @@ impl Drops {
             session,
             names,
             namespaces,
+            tables: Tables::default(),
             offset: ebpf::packet_socket::offset_of_events()?,
             told: 0,
         })
@@ -82,8 +106,12 @@ impl Drops {
         if let HopKind::Dropped { reason, place } = &hop.kind {
             why.push_str(&format!(": {reason} in {place}"));
             let scene = Scene::of(hop, &at, None);
-            let tracked = || trace::namespaces::tracked(&self.namespaces, hop.netns);
-            let full = cause::of_full_table(reason, &scene, tracked).filter(|_| hop.connection.is_none());
+            let read = || trace::namespaces::tracked(&self.namespaces, hop.netns);
+            let tables = &mut self.tables;
+            let tracked = || tables.usage(hop.netns, Instant::now(), read);
+            let is_new = hop.connection.is_none();
+            let full = is_new.then(|| cause::of_full_table(reason, place, &scene, tracked));
+            let full = full.flatten();
             if let Some(cause) = full.or_else(|| cause::of(reason, place, &scene)) {
                 why.push_str(&format!(" ({})", cause.means));
             }
@@ -135,6 +163,21 @@ mod tests {
     use super::super::dissect;
     use super::super::frames::Packet;
     use super::*;
+
+    #[test]
+    fn a_table_is_looked_at_once_a_second_by_namespace() {
+        let mut tables = Tables::default();
+        let began = Instant::now();
+        let mut read = |netns, millis, tracked| {
+            let now = began + Duration::from_millis(millis);
+            let usage = tables.usage(netns, now, || Some(Usage { tracked, most: 9 }));
+            usage.expect("it is tracked").tracked
+        };
+        assert_eq!(read(1, 0, 5), 5);
+        assert_eq!(read(1, 999, 6), 5);
+        assert_eq!(read(2, 999, 7), 7);
+        assert_eq!(read(1, 1000, 8), 8);
+    }
 
     #[test]
     fn a_dropped_packet_has_the_bytes_of_the_same_packet_that_was_seen_last() {

@@ -78,7 +78,8 @@ impl Whose {
     }
 }
 
-/// Says whose they are, and what it means that they were dropped; looks again where somebody is not known.
+/// Says whose they are, and what it means that they were dropped; looks again where somebody is not known. It enters
+/// network namespaces and waits for agents.
 fn name(known: &mut Known, dropped: &mut [Dropped]) {
     if !dropped.iter().all(|dropped| known.has_netns(dropped.kind.netns)) {
         known.look_again();
@@ -86,7 +87,7 @@ fn name(known: &mut Known, dropped: &mut [Dropped]) {
     let ends = dropped
         .iter()
         .flat_map(|dropped| [dropped.kind.source, dropped.kind.destination]);
-    block_in_place(|| known.ask(ends.flatten()));
+    known.ask(ends.flatten());
     let names = known.names();
     let mut looked = BTreeMap::new();
     let mut tracked = |netns: u32| {
@@ -130,7 +131,7 @@ pub async fn watch(
                 () = shutdown.cancelled() => break,
             }
             let mut dropped = session.read()?;
-            name(&mut known, &mut dropped);
+            block_in_place(|| name(&mut known, &mut dropped));
             if !told.tell(args, &whose, dropped, &mut show) {
                 return Ok(told.finding(session.uncounted()));
             }
@@ -143,8 +144,10 @@ pub async fn watch(
     }
     let mut dropped = session.stop()?;
     let uncounted = session.uncounted();
-    known.look_again();
-    name(&mut known, &mut dropped);
+    block_in_place(|| {
+        known.look_again();
+        name(&mut known, &mut dropped);
+    });
     if args.follow {
         told.tell(args, &whose, dropped, &mut show);
         show(&told.end(args.output, began, uncounted));

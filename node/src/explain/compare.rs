@@ -316,14 +316,14 @@ fn route_problem(wanted: &Way, route: &Route, link: Option<&Link>) -> Option<Str
 /// A table of connections that has no room for a packet's; none where it has.
 #[must_use]
 pub fn tracking(usage: Usage, about: String, from: &Vantage) -> Option<Step> {
-    let most = usage.most;
+    let Usage { tracked, most } = usage;
     usage.is_full().then(|| {
         let mut step = Step::new(Stage::Tracking, about);
-        let full = Some(format!("{most} of {most}"));
+        let full = Some(format!("{tracked} of {most}"));
         step.kernel
             .push(Entry::new("connection tracking", "entries", full));
         step.problems.push(format!(
-            "connection tracking's table is full ({most} of {most}): the packet of a new connection is dropped, unless an \
+            "connection tracking's table is full ({tracked} of {most}): the packet of a new connection is dropped, unless an \
              entry goes for it that was not answered"
         ));
         step.look.push(from.tracked());

@@ -154,6 +154,15 @@ impl Recorded {
         remotes.max_by_key(|remote| remote.bits)
     }
 
+    /// Why verdicts of attached programs are not there, where some are not.
+    #[must_use]
+    pub fn missing_verdicts(&self) -> Option<String> {
+        match self.verdicts.there() {
+            Ok(recorded) => recorded.missing(),
+            Err(reason) => Some(reason),
+        }
+    }
+
     /// What the program at a pod's device said of such a packet. None: none of ours was there.
     ///
     /// # Errors

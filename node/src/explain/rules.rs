@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use model::{Protocol, with_causes};
 use netlink::nft::ruleset::walk::{Carried, Device, End, Met, Packet, Place, follow};
-use netlink::nft::ruleset::{Base, EGRESS, INGRESS, Ruleset};
+use netlink::nft::ruleset::{Base, EGRESS, INGRESS, Part, Ruleset};
 use netlink::nft::{self, Nft};
 use overlay::fast_path::{is_ours, legacy_tables};
 use serde::{Deserialize, Serialize};
@@ -38,6 +38,8 @@ const LOOPBACK: (u32, &str) = (1, "lo");
 /// ours too, a packet to a Service goes to its endpoint (`NF_IP_PRI_NAT_DST`).
 const CONNTRACK: i32 = -200;
 const DESTINATION_NAT: i32 = -100;
+/// From this priority on a packet has the source that NAT gives it (`NF_IP_PRI_NAT_SRC`).
+const SOURCE_NAT: i32 = 100;
 
 /// State of a connection as rules see it: one bit.
 const INVALID: u32 = 1;
@@ -67,8 +69,11 @@ impl Others {
     /// When they cannot be listed; for people.
     pub fn read() -> Result<Self, String> {
         let read = Nft::open().and_then(|mut nft| nft.ruleset(|table| !is_ours(table)));
+        let mut rules = read.map_err(|error: nft::Error| with_causes(&error))?;
+        // No packet meets them.
+        rules.bases.retain(|base| !is_of_no_device(base));
         Ok(Self {
-            rules: read.map_err(|error: nft::Error| with_causes(&error))?,
+            rules,
             of_devices: Vec::new(),
             legacy: legacy_tables()?,
         })
@@ -78,7 +83,14 @@ impl Others {
     #[must_use]
     pub fn unread(&self, vantage: &Vantage) -> Vec<String> {
         let of_devices = self.of_devices.iter();
-        let of_devices = of_devices.map(|(family, table, chain)| {
+        let of_devices =
+            of_devices.map(|(family, table, chain)| (family.as_str(), table.as_str(), chain.as_str()));
+        // An older recording does not tell whose those are.
+        let bases = self.rules.bases.iter();
+        let of_no_device = bases
+            .filter(|base| is_of_no_device(base) && self.acts(base))
+            .map(|Base { name, .. }| (name.family.word(), name.table.as_str(), name.chain.as_str()));
+        let of_devices = of_devices.chain(of_no_device).map(|(family, table, chain)| {
             format!(
                 "chain {family} {table} {chain} is somebody else's and may drop or change it; its rules are not \
                  evaluated: {}",
@@ -90,6 +102,31 @@ impl Others {
             legacy.map(|table| format!("legacy iptables has a table {table}: its rules are not evaluated"));
         of_devices.chain(legacy).collect()
     }
+
+    /// Whether a chain does more than look.
+    fn acts(&self, base: &Base) -> bool {
+        let mut rules = self.rules.rules.get(&base.name).into_iter().flatten();
+        base.drops || rules.any(|rule| rule.parts.iter().any(|part| !only_looks(part)))
+    }
+}
+
+const fn only_looks(part: &Part) -> bool {
+    matches!(
+        part,
+        Part::Passive
+            | Part::Meta { .. }
+            | Part::Conntrack { .. }
+            | Part::Payload { .. }
+            | Part::Compare { .. }
+            | Part::Range { .. }
+            | Part::Bitwise { .. }
+            | Part::Immediate { .. }
+    )
+}
+
+/// Whether a chain at a hook of devices is of none.
+const fn is_of_no_device(base: &Base) -> bool {
+    matches!(base.hook, INGRESS | EGRESS) && base.devices.is_empty()
 }
 
 /// A packet's way through this node.
@@ -103,7 +140,7 @@ pub struct Trip {
     pub destination: IpAddr,
     /// The port there, where that is known.
     pub destination_port: Option<u16>,
-    /// Where it went before our rules sent it on.
+    /// Where it, or what it answers, went before our rules sent that on.
     pub asked: Option<(IpAddr, u16)>,
     /// Its protocol.
     pub protocol: Protocol,
@@ -155,14 +192,21 @@ impl Trip {
             return None;
         }
         let (destination, port) = match self.asked {
-            Some((address, port)) if is_early => (address, Some(port)),
+            Some((address, port)) if is_early && !self.is_reply => (address, Some(port)),
             _ => (self.destination, self.destination_port),
         };
         let is_tracked = base.hook != INGRESS && (!is_first || base.priority > CONNTRACK);
-        let is_translated = base.hook == POSTROUTING && base.priority >= -DESTINATION_NAT;
-        let is_behind = is_back || is_translated || base.hook == EGRESS;
-        // Behind a translation that is told of its first packet alone, an answer has the source that was asked.
-        let has_new_source = is_behind && self.is_masqueraded || is_back && self.is_reply;
+        let is_last = matches!(base.hook, POSTROUTING | INPUT) && base.priority >= SOURCE_NAT;
+        let is_behind = is_back || base.hook == EGRESS || is_last;
+        // Behind the translation of sources an answer has the one that was asked: other rules may have been told of its
+        // first packet, where it is not known to be ours.
+        let (source, source_port) = match self.asked {
+            Some((address, port)) if self.is_reply && is_behind => (Some(address), Some(port)),
+            _ => {
+                let has_new_source = is_behind && self.is_masqueraded || is_back && self.is_reply;
+                ((!has_new_source).then_some(self.source), self.source_port)
+            }
+        };
         let (comes_by, leaves_by) = if self.is_to_itself() {
             let loopback = Device {
                 index: LOOPBACK.0,
@@ -176,16 +220,16 @@ impl Trip {
             INGRESS | PREROUTING | INPUT => (comes_by, Some(Device::default())),
             FORWARD => (comes_by, leaves_by),
             // What goes elsewhere only behind that is routed anew then.
-            OUTPUT if is_early && self.asked.is_some() => (Some(Device::default()), None),
+            OUTPUT if is_early && self.asked.is_some() && !self.is_reply => (Some(Device::default()), None),
             OUTPUT | EGRESS => (Some(Device::default()), leaves_by),
             // Whether rules see there where it came from depends on the kernel.
             _ => (None, leaves_by),
         };
         Some(Packet {
-            source: (!has_new_source).then_some(self.source),
+            source,
             destination,
             protocol: self.protocol.number(),
-            source_port: self.source_port,
+            source_port,
             destination_port: port,
             state: Some(match (is_tracked, self.is_reply) {
                 (false, _) => INVALID,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ebpf::FastPathMaps;
-use ebpf::ruling::{Asked, Attached, Ruling};
+use ebpf::ruling::{Asked, Attached, NOBODY, Ruling};
 use model::{MacAddr, with_causes};
 use netlink::{Link, LinkKind};
 use serde::{Deserialize, Serialize};
@@ -16,12 +16,6 @@ use super::{Entry, PodHere, Stage, Step};
 
 /// Runs that are written down; more are not worth their room.
 const RECORDED: usize = 1 << 14;
-
-/// Addresses that are no pod's (RFC 5737, RFC 3849): nothing is sent there.
-const NOBODY: [IpAddr; 2] = [
-    IpAddr::V4(Ipv4Addr::new(198, 51, 100, 1)),
-    IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
-];
 
 /// A pod's connection.
 #[derive(Clone, Copy, Debug)]
@@ -147,15 +141,14 @@ impl Verdict {
 ///
 /// # Errors
 /// When the kernel does not run it; for people.
-pub fn ask(link: &Link, opening: &Opening<'_>) -> Result<Option<Told>, String> {
-    let attached = Attached::at(opening.device).map_err(|error| with_causes(&error))?;
+pub fn ask(maps: &FastPathMaps, link: &Link, opening: &Opening<'_>) -> Result<Option<Told>, String> {
+    let attached = Attached::at(opening.device, maps).map_err(|error| with_causes(&error))?;
     let Some(attached) = attached else {
         return Ok(None);
     };
-    let verdict = run(&attached, link, opening)?;
     Ok(Some(Told {
-        program: Program::of(attached),
-        verdict,
+        program: Program::of(&attached),
+        verdict: run(&attached, link, opening)?,
     }))
 }
 
@@ -172,9 +165,11 @@ fn run(attached: &Attached, link: &Link, opening: &Opening<'_>) -> Result<Verdic
 }
 
 impl Program {
-    fn of(attached: Attached) -> Self {
-        let Attached { id, before, .. } = attached;
-        Self { id, before }
+    fn of(attached: &Attached) -> Self {
+        Self {
+            id: attached.id,
+            before: attached.before.clone(),
+        }
     }
 }
 
@@ -195,13 +190,20 @@ struct Sender {
     program: Option<Program>,
     /// Which verdict, by a pod's address, or that of another node's subnet, or of nobody.
     to: BTreeMap<IpAddr, usize>,
+    /// Why it was not asked, or not of all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    missing: Option<String>,
 }
+
+/// A program at a device, and what asks it.
+type Asking<'a> = (Program, Box<dyn Fn(&Opening<'_>) -> Result<Verdict, String> + 'a>);
 
 impl Recorded {
     /// Asks in the calling thread's network namespace.
     ///
     /// # Errors
-    /// When the kernel does not run a program, or there is too much to ask; for people.
+    /// When the maps cannot be read, or there is too much to ask; for people. A program that does not run is an error of its
+    /// senders alone ([`Self::missing`]).
     pub fn take(maps: &FastPathMaps, pods: &[PodHere], links: &[Link]) -> Result<Self, String> {
         let failed = |error: ebpf::Error| with_causes(&error);
         // A subnet's first addresses are its own and its tunnel's.
@@ -223,51 +225,82 @@ impl Recorded {
                 receivers.len()
             ));
         }
+        Ok(Self::of(pods, &receivers, |device| {
+            let Some(link) = links.iter().find(|link| link.name == device) else {
+                return Ok(None);
+            };
+            let attached = Attached::at(device, maps).map_err(failed)?;
+            Ok(attached.map(|attached| -> Asking<'_> {
+                let program = Program::of(&attached);
+                (program, Box::new(move |opening| run(&attached, link, opening)))
+            }))
+        }))
+    }
+
+    /// `open` finds the program at a device.
+    fn of<'a>(
+        pods: &[PodHere],
+        receivers: &BTreeMap<IpAddr, IpAddr>,
+        open: impl Fn(&str) -> Result<Option<Asking<'a>>, String>,
+    ) -> Self {
         let mut recorded = Self::default();
         for pod in pods {
-            if let (Some(mac), Some(link)) = (pod.mac, links.iter().find(|link| link.name == pod.device)) {
-                recorded.add(pod, mac, link, &receivers)?;
+            if let Some(mac) = pod.mac {
+                recorded.add(pod, mac, receivers, open(&pod.device));
             }
         }
-        Ok(recorded)
+        recorded
     }
 
     fn add(
         &mut self,
         pod: &PodHere,
         mac: MacAddr,
-        link: &Link,
         receivers: &BTreeMap<IpAddr, IpAddr>,
-    ) -> Result<(), String> {
-        let attached = Attached::at(&pod.device).map_err(|error| with_causes(&error))?;
+        opened: Result<Option<Asking<'_>>, String>,
+    ) {
         for source in &pod.addresses {
-            let mut to = BTreeMap::new();
+            let mut sender = Sender {
+                device: pod.device.clone(),
+                source: *source,
+                program: None,
+                to: BTreeMap::new(),
+                missing: None,
+            };
             let receivers = receivers
                 .iter()
                 .filter(|(_, receiver)| receiver.is_ipv4() == source.is_ipv4());
-            for (name, receiver) in receivers.filter(|_| attached.is_some()) {
-                let opening = Opening {
-                    device: &pod.device,
-                    source: *source,
-                    mac,
-                    to: *receiver,
-                    port: 1,
-                };
-                if let Some(attached) = &attached {
-                    to.insert(*name, self.place(run(attached, link, &opening)?));
+            let asked = match &opened {
+                Ok(None) => Ok(()),
+                Ok(Some((program, ask))) => {
+                    sender.program = Some(program.clone());
+                    receivers.into_iter().try_for_each(|(name, receiver)| {
+                        let verdict = ask(&Opening {
+                            device: &pod.device,
+                            source: *source,
+                            mac,
+                            to: *receiver,
+                            port: 1,
+                        })?;
+                        sender.to.insert(*name, self.place(verdict));
+                        Ok(())
+                    })
                 }
-            }
-            self.senders.push(Sender {
-                device: pod.device.clone(),
-                source: *source,
-                program: attached.as_ref().map(|attached| Program {
-                    id: attached.id,
-                    before: attached.before.clone(),
-                }),
-                to,
-            });
+                Err(reason) => Err(reason.clone()),
+            };
+            sender.missing = asked.err();
+            self.senders.push(sender);
         }
-        Ok(())
+    }
+
+    /// Whose programs were not asked of all, and why; for people.
+    #[must_use]
+    pub fn missing(&self) -> Option<String> {
+        let missing = self.senders.iter().filter_map(|sender| {
+            let reason = sender.missing.as_ref()?;
+            Some(format!("{} at {}: {reason}", sender.source, sender.device))
+        });
+        Some(missing.collect::<Vec<_>>().join("; ")).filter(|missing| !missing.is_empty())
     }
 
     fn place(&mut self, verdict: Verdict) -> usize {
@@ -287,6 +320,9 @@ impl Recorded {
         let sender = senders
             .find(|sender| (sender.device.as_str(), sender.source) == (opening.device, opening.source));
         let sender = sender.ok_or("its verdict is not recorded")?;
+        if let Some(reason) = &sender.missing {
+            return Err(reason.clone());
+        }
         let Some(program) = &sender.program else {
             return Ok(None);
         };

@@ -115,7 +115,6 @@ impl Asked {
                 source_port: port,
                 destination: self.source,
                 destination_port: None,
-                asked: None,
                 is_reply: true,
                 comes_by: leaves_by.clone(),
                 leaves_by: comes_by,
@@ -165,5 +164,79 @@ fn device(link: &Link) -> Device {
     Device {
         index: link.index,
         name: link.name.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use netlink::{Lookup, Route};
+    use proxy::programmed::Client;
+
+    use super::super::kernel::Routed;
+    use super::*;
+
+    #[test]
+    fn an_answer_knows_what_packet_rules_made_of_the_packet() {
+        let pod: IpAddr = [10, 244, 1, 5].into();
+        let service: IpAddr = [10, 96, 0, 10].into();
+        let target: IpAddr = [10, 244, 2, 6].into();
+        let link = Link {
+            index: 2,
+            name: "eth0".to_owned(),
+            mac: None,
+            mtu: 1500,
+            up: true,
+            running: true,
+            loopback: false,
+            master: None,
+            alias: None,
+            parent: None,
+            parent_elsewhere: false,
+            kind: LinkKind::Physical,
+        };
+        let there = Sight {
+            routed: Routed {
+                packet: Lookup {
+                    destination: target,
+                    source: Some(pod),
+                    device: Some(4),
+                    mark: 0,
+                },
+                arrives_by: Some("pod".to_owned()),
+                found: Found::Route(Route::on_link(target.into(), 2, 0)),
+                link: Some(link),
+            },
+            next: None,
+            neighbour: None,
+            forwarding: None,
+            underlay: None,
+        };
+        let origin = Origin {
+            device: Some((4, "pod".to_owned())),
+            client: Client::PodHere,
+        };
+        let asked = Asked {
+            source: pod,
+            destination: service,
+            port: Some(53),
+            protocol: Protocol::Udp,
+            ports: [(target, 5353)].into(),
+        };
+        for (translated_by, expected) in [
+            (Some(LayerKind::PacketRules), Some((service, 53))),
+            (Some(LayerKind::SocketHook), None),
+            (None, None),
+        ] {
+            let turn = Turn {
+                target,
+                is_masqueraded: false,
+                translated_by,
+                is_passed: false,
+                own: &[],
+            };
+            let Trips { there, back } = asked.trips(&origin, &there, &turn);
+            let asked = [&there, &back].map(|trips| trips.iter().map(|trip| trip.asked).collect::<Vec<_>>());
+            assert_eq!(asked, [vec![expected], vec![expected]]);
+        }
     }
 }

@@ -155,7 +155,7 @@ impl Witness for Live {
             .link_named(opening.device)
             .map_err(|error| error.to_string())?;
         match (maps, link) {
-            (Some(_), Some(link)) => ruling::ask(&link, opening),
+            (Some(maps), Some(link)) => ruling::ask(&maps, &link, opening),
             _ => Ok(None),
         }
     }
@@ -231,6 +231,14 @@ impl Programs {
             fast_path: fast_path.map_err(|error| with_causes(&error)).into(),
             others: Others::read().into(),
         }
+    }
+}
+
+impl Programs {
+    /// Why verdicts of programs at pods' devices are not there, where their maps are.
+    #[must_use]
+    pub fn missing_verdicts(&self) -> Option<String> {
+        self.fast_path.there().ok()?.as_ref()?.missing_verdicts()
     }
 }
 

@@ -32,9 +32,9 @@ impl Machine<'_> {
     pub(super) fn cause(&self, step: &Step, packet: &Packet) -> Option<Cause> {
         let hop = &step.hop;
         match &hop.kind {
-            HopKind::Dropped { reason, .. } if reason == "NETFILTER_DROP" => self
+            HopKind::Dropped { reason, place } if reason == "NETFILTER_DROP" => self
                 .spoofed(step)
-                .or_else(|| self.full_table(step, reason))
+                .or_else(|| self.full_table(step, reason, place))
                 .or_else(|| self.refused(hop)),
             HopKind::Dropped { reason, .. } if is_of_device(reason) => self.device_down(step),
             HopKind::Dropped { .. } | HopKind::Consumed { .. } => None,
@@ -151,13 +151,13 @@ impl Machine<'_> {
 
     /// A table of connections without room for the packet's. One that the packet has is there; what wraps others is not
     /// tracked.
-    fn full_table(&self, step: &Step, reason: &str) -> Option<Cause> {
+    fn full_table(&self, step: &Step, reason: &str, place: &str) -> Option<Cause> {
         let hop = &step.hop;
         if hop.connection.is_some() || hop.wrapping.is_some() {
             return None;
         }
         let tracked = || trace::namespaces::tracked(self.namespaces, hop.netns);
-        cause::of_full_table(reason, &step.scene(), tracked)
+        cause::of_full_table(reason, place, &step.scene(), tracked)
     }
 
     /// Whether the rules that know senders are where a packet is; `None` where that cannot be seen.

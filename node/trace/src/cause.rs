@@ -391,16 +391,21 @@ pub fn of(reason: &str, place: &str, scene: &Scene<'_>) -> Option<Cause> {
 /// Of a table of so many hundredths that a packet was dropped at, it is said that it is full: entries come and go.
 const FULL_PERCENT: u64 = 99;
 
-/// What a drop by netfilter means where connection tracking has no room: no rule dropped the packet then, unless its
-/// connection was there. The kernel says the same of both (`nf_conntrack_in` drops what it cannot track). None: it has room.
-/// `usage` looks how full it is, where that matters.
+/// Where rules and policies of nftables drop a packet themselves, since Linux 6.7 (`nft_do_chain`).
+const BY_RULE: &str = "nft_do_chain";
+
+/// What a drop by netfilter means where connection tracking has no room: `nf_conntrack_in` drops what it cannot track, and
+/// the packet goes in `nf_hook_slow`, as with all that a hook's function drops: rules of legacy iptables, and before Linux
+/// 6.7 those of nftables. None: it has room, or the place is that of a rule. `usage` looks how full it is, where that
+/// matters.
 #[must_use]
 pub fn of_full_table(
     reason: &str,
+    place: &str,
     scene: &Scene<'_>,
     usage: impl FnOnce() -> Option<Usage>,
 ) -> Option<Cause> {
-    if reason != "NETFILTER_DROP" {
+    if reason != "NETFILTER_DROP" || place.starts_with(BY_RULE) {
         return None;
     }
     let Usage { tracked, most } = usage().filter(|usage| usage.has_reached(FULL_PERCENT))?;
@@ -526,17 +531,21 @@ mod tests {
 
     #[test]
     fn a_full_table_is_no_rule() {
-        let means = |reason, tracked: Option<u64>| {
+        let means = |reason, place, tracked: Option<u64>| {
             let usage = || tracked.map(|tracked| Usage { tracked, most: 1000 });
-            of_full_table(reason, &Scene::default(), usage).map(|cause| cause.means)
+            of_full_table(reason, place, &Scene::default(), usage).map(|cause| cause.means)
         };
         assert_eq!(
-            means("NETFILTER_DROP", Some(998)).as_deref(),
+            means("NETFILTER_DROP", "nf_hook_slow", Some(998)).as_deref(),
             Some("connection tracking's table is full (998 of 1000): packets of new connections are dropped")
         );
-        assert_eq!(means("NETFILTER_DROP", Some(989)), None);
-        assert_eq!(means("NETFILTER_DROP", None), None);
-        assert_eq!(means("NO_SOCKET", Some(1000)), None);
+        assert_eq!(means("NETFILTER_DROP", "nf_hook_slow", Some(989)), None);
+        assert_eq!(means("NETFILTER_DROP", "nf_hook_slow", None), None);
+        assert_eq!(means("NO_SOCKET", "tcp_v4_rcv", Some(1000)), None);
+        // A rule dropped it, however full the table is.
+        for place in ["nft_do_chain", "nft_do_chain.isra.0"] {
+            assert_eq!(means("NETFILTER_DROP", place, Some(1000)), None);
+        }
     }
 
     #[test]

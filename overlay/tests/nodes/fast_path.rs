@@ -3,12 +3,14 @@
 pub use privileged::await_on;
 
 mod privileged {
-    use std::collections::BTreeMap;
+    use std::collections::{BTreeMap, BTreeSet};
     use std::io::{Read as _, Write as _};
     use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
     use std::time::Duration;
 
-    use ebpf::abi::pods::ASKED;
+    use aya::maps::{HashMap, Map, MapData};
+    use ebpf::abi::pods::{ASKED, LAYOUT, PodFlow, PodFlowKey};
+    use ebpf::fast_path::Origin;
     use ebpf::ruling::{Asked, Attached, Ruling};
     use ebpf::{FastPath, FastPathMaps};
     use model::IpFamily;
@@ -69,6 +71,15 @@ mod privileged {
     fn counters(cluster: &Cluster, number: usize) -> BTreeMap<&'static str, u64> {
         let counters = ebpf::fast_path::counters(&cluster.pin_dir(number)).expect("readable");
         counters.into_iter().flatten().collect()
+    }
+
+    /// Connections that pass by the stack; those that end meanwhile may be missing.
+    fn connections(cluster: &Cluster, number: usize) -> BTreeSet<PodFlowKey> {
+        let pin = cluster.pin_dir(number).join(format!("pods/v{LAYOUT}/POD_FLOWS"));
+        let map = Map::LruHashMap(MapData::from_pin(pin).expect("it is pinned"));
+        let flows = HashMap::<_, PodFlowKey, PodFlow>::try_from(map).expect("of that layout");
+        let keys: Result<_, _> = flows.keys().collect();
+        keys.expect("readable")
     }
 
     fn nft(host: &Host, rule: &str) {
@@ -183,7 +194,7 @@ mod privileged {
             let ruling = cluster.host(0).run(|| {
                 let device = nix::net::if_::if_indextoname(asked.device).expect("a device");
                 let device = device.to_str().expect("a name");
-                let attached = Attached::at(device).expect("the kernel tells");
+                let attached = Attached::at(device, &maps).expect("the kernel tells");
                 attached.expect("it is attached").ask(asked)
             });
             ruling.expect("entered").expect("it was run")
@@ -199,7 +210,7 @@ mod privileged {
             let own = maps.pod(source).expect("readable").expect("the client");
             let remote = maps.remote(destination).expect("readable");
             let remote = remote.expect("the server's node");
-            let before = (counters(&cluster, 0), maps.connections().expect("readable"));
+            let before = (counters(&cluster, 0), connections(&cluster, 0));
             wires.iter_mut().for_each(|wire| drop(wire.seen()));
             let asked = Asked {
                 device: own.ifindex,
@@ -257,7 +268,7 @@ mod privileged {
             for (asked, reason) in rows {
                 assert_eq!(ask(&asked), Ruling::Stack(reason), "{family:?}: {asked:?}");
             }
-            let after = (counters(&cluster, 0), maps.connections().expect("readable"));
+            let after = (counters(&cluster, 0), connections(&cluster, 0));
             assert_eq!(after, before, "{family:?}");
             let both = [octets(source), octets(destination)].concat();
             assert_eq!(sent(&mut wires, &both), [false, false, false], "{family:?}");
@@ -267,11 +278,11 @@ mod privileged {
             let [source, destination] = ends(family);
             // What is full takes no more.
             wires.iter_mut().for_each(|wire| drop(wire.seen()));
-            let before = (counters(&cluster, 0), maps.connections().expect("readable"));
+            let before = (counters(&cluster, 0), connections(&cluster, 0));
             let mut stream = connect(&pods[0], destination);
             let both = [octets(source), octets(destination)].concat();
             assert_eq!(sent(&mut wires, &both), [true, true, true], "{family:?}");
-            let after = (counters(&cluster, 0), maps.connections().expect("readable"));
+            let after = (counters(&cluster, 0), connections(&cluster, 0));
             assert!(after.0["wrapped"] > before.0["wrapped"], "{after:?}");
             assert_eq!(after.1.difference(&before.1).count(), 1, "{after:?}");
             // A mark that a pod gives to what it sends is gone where the program looks: nobody else can ask.
@@ -279,6 +290,31 @@ mod privileged {
             exchange(&mut stream);
             assert!(counters(&cluster, 0)["wrapped"] > after.0["wrapped"] + 20);
         }
+        // A program of the same name is somebody else's.
+        let host = cluster.host(0);
+        let [source, _] = ends(IpFamily::V4);
+        let own = maps.pod(source).expect("readable").expect("the client");
+        let elsewhere = cluster.pin_dir(0).with_file_name("elsewhere");
+        let mut theirs = FastPath::open(&elsewhere).expect("opened");
+        let found = host.run(|| {
+            let device = nix::net::if_::if_indextoname(own.ifindex).expect("a device");
+            let device = device.to_str().expect("a name");
+            let attached = theirs.ensure_attached(device, Origin::Pod);
+            assert!(attached.expect("attached").is_some());
+            let their_maps = FastPathMaps::open(&elsewhere).expect("readable");
+            [&maps, &their_maps.expect("they are pinned")].map(|maps| {
+                let attached = Attached::at(device, maps).expect("the kernel tells");
+                let program = maps.program_at(device).expect("the kernel tells");
+                (attached.map(|attached| attached.id), program)
+            })
+        });
+        let [(ours, ours_pinned), (theirs, theirs_pinned)] = found.expect("entered");
+        assert!(ours.is_some() && ours == ours_pinned, "{ours:?} {ours_pinned:?}");
+        assert!(
+            theirs.is_some() && theirs == theirs_pinned,
+            "{theirs:?} {theirs_pinned:?}"
+        );
+        assert_ne!(ours, theirs);
     }
 
     /// What packet rules translated on the client's node: the answers must meet the connection tracking that knows of it.

@@ -317,10 +317,7 @@ pub const ROWS: &[Row] = &[
                 1,
                 "conntrack-full",
                 "this node",
-                &[
-                    "{most-tracked} of {most-tracked}",
-                    "packets of new ones are dropped",
-                ],
+                &[" of {most-tracked}", "packets of new ones are dropped"],
             ),
             Ask::Explain(
                 1,
@@ -328,7 +325,8 @@ pub const ROWS: &[Row] = &[
                 1,
                 &[
                     "TRACKING",
-                    "connection tracking's table is full ({most-tracked} of {most-tracked})",
+                    "connection tracking's table is full (",
+                    " of {most-tracked})",
                 ],
             ),
             Ask::Trace(

@@ -1,5 +1,5 @@
 use netlink::nft::Verdict;
-use netlink::nft::ruleset::{ChainName, Part, ReadRule, RuleFamily, Slot};
+use netlink::nft::ruleset::{ChainName, ReadRule, RuleFamily, Slot};
 
 use super::*;
 
@@ -176,15 +176,18 @@ fn at_devices(hook: u32, devices: &[&str], parts: &[Part]) -> Ruleset {
 
 #[test]
 fn a_chain_of_a_device_drops_what_passes_that_device() {
-    let wanted = |address: [u8; 4]| {
-        let destination = Part::Payload {
+    let at = |offset, address: [u8; 4]| {
+        let loaded = Part::Payload {
             base: 1,
-            offset: 16,
+            offset,
             len: 4,
             to: Slot(0),
         };
-        compared(destination, 0, &address)
+        compared(loaded, 0, &address)
     };
+    let wanted = |address| at(16, address);
+    let from_endpoint = at(12, [10, 244, 2, 6]);
+    let from_service = at(12, [10, 96, 0, 10]);
     let endpoint = wanted([10, 244, 2, 6]);
     let service = wanted([10, 96, 0, 10]);
     let invalid = compared(Part::Conntrack { key: 0, to: Slot(0) }, 0, &INVALID.to_ne_bytes());
@@ -195,6 +198,29 @@ fn a_chain_of_a_device_drops_what_passes_that_device() {
     let asked = Trip {
         asked: Some((address("10.96.0.10"), 80)),
         ..passing()
+    };
+    // The answer to that, to a pod and to this node.
+    let answer = Trip {
+        source: asked.destination,
+        source_port: asked.destination_port,
+        destination: asked.source,
+        destination_port: None,
+        is_reply: true,
+        comes_by: asked.leaves_by.clone(),
+        leaves_by: asked.comes_by.clone(),
+        ..asked.clone()
+    };
+    let port = Part::Payload {
+        base: 2,
+        offset: 0,
+        len: 2,
+        to: Slot(0),
+    };
+    let [from_port, from_service_port] =
+        [8080_u16, 80].map(|number| compared(port.clone(), 0, &number.to_be_bytes()));
+    let masqueraded = Trip {
+        is_masqueraded: true,
+        ..answer.clone()
     };
     let problem = |trip: &Trip, ruleset: &Ruleset| {
         let step = step(ruleset, trip, &Vantage::default())?;
@@ -220,9 +246,60 @@ fn a_chain_of_a_device_drops_what_passes_that_device() {
         (&asked, INGRESS, &["pod"], &service, dropped("ingress")),
         (&asked, INGRESS, &["pod"], &endpoint, None),
         (&asked, EGRESS, &["eth0"], &endpoint, dropped("egress")),
+        (&answer, INGRESS, &["eth0"], &from_endpoint, dropped("ingress")),
+        (&answer, INGRESS, &["eth0"], &from_service, None),
+        (&answer, EGRESS, &["pod"], &from_endpoint, None),
+        (&answer, EGRESS, &["pod"], &from_service, dropped("egress")),
+        (&answer, EGRESS, &["pod"], &from_port, None),
+        (&answer, EGRESS, &["pod"], &from_service_port, dropped("egress")),
+        (&masqueraded, EGRESS, &["pod"], &from_endpoint, None),
+        (&masqueraded, EGRESS, &["pod"], &from_service, dropped("egress")),
     ] {
         let ruleset = at_devices(hook, devices, parts);
         assert_eq!(problem(trip, &ruleset), expected, "{hook} {devices:?} {parts:?}");
+    }
+}
+
+#[test]
+fn an_answer_has_the_services_source_behind_its_translation() {
+    let from = |address: &[u8]| {
+        let source = Part::Payload {
+            base: 1,
+            offset: 12,
+            len: 4,
+            to: Slot(0),
+        };
+        compared(source, 0, address)
+    };
+    let [endpoint, service] = [[10, 244, 2, 6], [10, 96, 0, 10]].map(|address| from(&address));
+    let to_pod = Trip {
+        source: address("10.244.2.6"),
+        source_port: Some(8080),
+        destination: address("10.244.1.5"),
+        destination_port: None,
+        asked: Some((address("10.96.0.10"), 80)),
+        is_reply: true,
+        ..passing()
+    };
+    let to_node = Trip {
+        leaves_by: None,
+        ..to_pod.clone()
+    };
+    for (trip, hook, priority, has_services) in [
+        (&to_pod, PREROUTING, 0, false),
+        (&to_pod, FORWARD, 0, false),
+        (&to_pod, POSTROUTING, 0, false),
+        (&to_pod, POSTROUTING, SOURCE_NAT + 1, true),
+        (&to_node, INPUT, 0, false),
+        (&to_node, INPUT, SOURCE_NAT + 1, true),
+    ] {
+        let (drops, passes) = if has_services {
+            (&service, &endpoint)
+        } else {
+            (&endpoint, &service)
+        };
+        check(trip, &[(hook, priority, drops)], "dropped");
+        check(trip, &[(hook, priority, passes)], "passes");
     }
 }
 
@@ -243,4 +320,23 @@ fn rules_that_nobody_read_are_told() {
     };
     assert!(is_told(&told), "{told:?}");
     assert_eq!(Others::default().unread(&Vantage::default()), [""; 0]);
+    // Chains at a hook of devices that an older recording has without those.
+    let with = |rules| Others {
+        rules,
+        ..Others::default()
+    };
+    let of_none = with(at_devices(INGRESS, &[], &[DROP])).unread(&Vantage::default());
+    let line =
+        "chain netdev theirs 0 is somebody else's and may drop or change it; its rules are not evaluated: ";
+    assert!(
+        matches!(of_none.as_slice(), [one] if one.starts_with(line)),
+        "{of_none:?}"
+    );
+    for rules in [
+        at_devices(INGRESS, &[], &[Part::Passive]),
+        at_devices(INGRESS, &["eth0"], &[DROP]),
+        ruleset(&[(FORWARD, 0, &[DROP])]),
+    ] {
+        assert_eq!(with(rules).unread(&Vantage::default()), [""; 0]);
+    }
 }

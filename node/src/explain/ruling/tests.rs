@@ -169,12 +169,14 @@ fn what_was_asked_once_is_told_by_pod_by_subnet_and_of_nobody() {
                 source: [10, 244, 1, 2].into(),
                 program: Some(program.clone()),
                 to: [(pod, 0), (subnet, 1), (NOBODY[0], 2)].into(),
+                missing: None,
             },
             Sender {
                 device: "cw2".to_owned(),
                 source: pod,
                 program: None,
                 to: BTreeMap::new(),
+                missing: None,
             },
         ],
     };
@@ -201,4 +203,66 @@ fn what_was_asked_once_is_told_by_pod_by_subnet_and_of_nobody() {
     assert_eq!(told("cw1", client, far, None), Ok(Some(stack)));
     assert_eq!(told("cw2", pod, far, None), Ok(None));
     assert!(told("cw3", client, far, None).is_err());
+}
+
+#[test]
+fn a_sender_whose_program_does_not_run_is_told_and_the_others_are_recorded() {
+    let pod = |device: &str, last| PodHere {
+        name: None,
+        addresses: vec![[10, 244, 1, last].into()],
+        node: "node-1".into(),
+        device: device.to_owned(),
+        mac: Some(THERE),
+    };
+    let pods = [pod("cw1", 1), pod("cw2", 2), pod("cw3", 3), pod("cw4", 4)];
+    let far: IpAddr = [10, 244, 2, 6].into();
+    let receivers = [(NOBODY[0], NOBODY[0]), (far, far)].into();
+    let program = Program {
+        id: 9,
+        before: Vec::new(),
+    };
+    let recorded = Recorded::of(&pods, &receivers, |device| {
+        let program = program.clone();
+        match device {
+            "cw1" => Err("no such device".to_owned()),
+            "cw2" => Ok(Some((
+                program,
+                Box::new(move |opening| {
+                    let is_far = opening.to == far;
+                    is_far.then_some(Verdict::Drops).ok_or_else(|| "EPERM".to_owned())
+                }),
+            ))),
+            "cw3" => Ok(None),
+            _ => Ok(Some((program, Box::new(|_| Ok(Verdict::Drops))))),
+        }
+    });
+    let text = serde_json::to_string(&recorded).expect("written");
+    let recorded: Recorded = serde_json::from_str(&text).expect("read");
+    let told = pods.each_ref().map(|pod| {
+        let told = recorded.told(
+            &Opening {
+                device: &pod.device,
+                source: pod.addresses[0],
+                mac: THERE,
+                to: far,
+                port: 80,
+            },
+            None,
+        );
+        told.map(|told| told.map(|told| told.verdict))
+    });
+    assert_eq!(
+        told,
+        [
+            Err("no such device".to_owned()),
+            Err("EPERM".to_owned()),
+            Ok(None),
+            Ok(Some(Verdict::Drops))
+        ]
+    );
+    assert_eq!(
+        recorded.missing().as_deref(),
+        Some("10.244.1.1 at cw1: no such device; 10.244.1.2 at cw2: EPERM")
+    );
+    assert_eq!(Recorded::default().missing(), None);
 }

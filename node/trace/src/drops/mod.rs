@@ -212,7 +212,7 @@ impl Dropped {
             at: &self.at,
             entering: names.entering.get(netns).map(String::as_str),
         };
-        let full = cause::of_full_table(reason, &scene, || tracked(*netns));
+        let full = cause::of_full_table(reason, place, &scene, || tracked(*netns));
         self.cause = full.or_else(|| cause::of(reason, place, &scene));
         let pod = |address: Option<IpAddr>| names.pods.get(&address?).cloned();
         self.source_pod = pod(self.kind.source);
