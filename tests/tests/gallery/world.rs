@@ -258,6 +258,8 @@ impl World {
         let ends: Vec<&str> = ends.split(' ').collect();
         let live = self.ask("explain", &ends, &[node])?;
         let replayed = self.ask("bundle", &[&["replay", file, "explain"], &ends[..]].concat(), &[])?;
+        // `causeway down` leaves what is not its own.
+        std::fs::remove_file(&path).with_context(|| path.display().to_string())?;
         ensure!(
             (replayed.status.code(), &replayed.stdout) == (live.status.code(), &live.stdout),
             "{replayed:?}\n{live:?}"
