@@ -61,7 +61,13 @@ impl State {
     }
 
     pub(super) fn create(&mut self, plural: &str, namespace: &str, mut object: Value) -> Answer {
-        let home = self.objects.get(&key("namespaces", "", namespace));
+        let home_key = key("namespaces", "", namespace);
+        let home = self.objects.get(&home_key);
+        // Namespaces that no test made are there.
+        let has_ended = |logged: &Logged| logged.event == "DELETED" && logged.key == home_key;
+        if home.is_none() && self.log.iter().any(has_ended) {
+            return Err(not_found("namespaces", namespace));
+        }
         if home.is_some_and(|home| home.pointer("/metadata/deletionTimestamp").is_some()) {
             let mut refusal = status(
                 StatusCode::FORBIDDEN,
