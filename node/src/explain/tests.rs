@@ -134,7 +134,8 @@ fn pods() -> Vec<PodHere> {
     }]
 }
 
-fn link(index: u32, name: &str, mtu: u32, kind: LinkKind) -> Link {
+/// A device that is up and belongs to nothing.
+pub(super) fn link(index: u32, name: &str, mtu: u32, kind: LinkKind) -> Link {
     Link {
         index,
         name: name.to_owned(),

@@ -173,6 +173,7 @@ mod tests {
     use proxy::programmed::Client;
 
     use super::super::kernel::Routed;
+    use super::super::tests::link;
     use super::*;
 
     #[test]
@@ -180,20 +181,7 @@ mod tests {
         let pod: IpAddr = [10, 244, 1, 5].into();
         let service: IpAddr = [10, 96, 0, 10].into();
         let target: IpAddr = [10, 244, 2, 6].into();
-        let link = Link {
-            index: 2,
-            name: "eth0".to_owned(),
-            mac: None,
-            mtu: 1500,
-            up: true,
-            running: true,
-            loopback: false,
-            master: None,
-            alias: None,
-            parent: None,
-            parent_elsewhere: false,
-            kind: LinkKind::Physical,
-        };
+        let link = link(2, "eth0", 1500, LinkKind::Physical);
         let there = Sight {
             routed: Routed {
                 packet: Lookup {

@@ -1,6 +1,6 @@
 //! One story of what several machines saw: hops of each with clocks, network namespaces and memory of their own.
 
-use std::net::SocketAddr;
+mod packets;
 
 use trace::cause::Cause;
 use trace::hop::HopKind::{Received, Sent};
@@ -8,9 +8,7 @@ use trace::hop::{Connection, Flow, Header, Hop, HopKind, Protocol, Wrapping};
 use trace::part::{Attached, MOST_HOPS, Part, Seen};
 use trace::{Filter, Gaps, Names, Service, Story, Verdict, render};
 
-const CLIENT: &str = "10.241.0.5:46798";
-const SERVICE: &str = "10.96.0.10:80";
-const SERVER: &str = "10.242.0.5:8080";
+use packets::{CLIENT, SERVER, SERVICE, at, check_golden, flow};
 
 /// What the second machine's clock shows when the first one's shows 0: it began long before.
 const BEFORE: u64 = 3_600_000_000_000;
@@ -18,18 +16,6 @@ const BEFORE: u64 = 3_600_000_000_000;
 /// The number of the host's network namespace is the same on all machines.
 const HOST: u32 = 4_026_531_840;
 const POD: u32 = 4_026_532_000;
-
-fn at(text: &str) -> SocketAddr {
-    text.parse().expect("an address and port")
-}
-
-fn flow(source: &str, destination: &str) -> Flow {
-    Flow {
-        source: at(source),
-        destination: at(destination),
-        protocol: Protocol::TCP,
-    }
-}
 
 /// A packet of TCP.
 #[derive(Clone, Copy)]
@@ -236,14 +222,6 @@ fn ways(story: &Story) -> Vec<Vec<String>> {
             .collect()
     };
     story.packets.iter().map(way).collect()
-}
-
-#[track_caller]
-fn check_golden(story: &Story, text: &str, json: &str) {
-    assert_eq!(render::text(story), text);
-    let json: serde_json::Value = serde_json::from_str(json).expect("JSON");
-    assert_eq!(serde_json::json!(story), json);
-    assert_eq!(serde_json::from_value::<Story>(json).expect("a story"), *story);
 }
 
 #[test]

@@ -1,26 +1,12 @@
 //! Stories of hops that were seen in other orders, of copies, of what is lost, and how they are told.
 
-use std::net::SocketAddr;
+mod packets;
 
 use trace::cause::Cause;
 use trace::hop::{Connection, Flow, Header, Hop, HopKind, Protocol, Wrapping};
 use trace::{Filter, Gaps, Names, Service, Story, Verdict, render};
 
-const CLIENT: &str = "10.241.0.5:46798";
-const SERVICE: &str = "10.96.0.10:80";
-const SERVER: &str = "10.242.0.5:8080";
-
-fn at(text: &str) -> SocketAddr {
-    text.parse().expect("an address and port")
-}
-
-fn flow(source: &str, destination: &str) -> Flow {
-    Flow {
-        source: at(source),
-        destination: at(destination),
-        protocol: Protocol::TCP,
-    }
-}
+use packets::{CLIENT, SERVER, SERVICE, at, check_golden, flow};
 
 fn hop(at_ns: u64, packet: u64, netns: u32, device: &str, kind: HopKind, header: &Header) -> Hop {
     Hop {
@@ -170,14 +156,6 @@ fn story(hops: &[Hop], lost: u64) -> Story {
         missed_events: 0,
     };
     Story::new(&filter(), hops, &names(), gaps)
-}
-
-#[track_caller]
-fn check_golden(story: &Story, text: &str, json: &str) {
-    assert_eq!(render::text(story), text);
-    let json: serde_json::Value = serde_json::from_str(json).expect("JSON");
-    assert_eq!(serde_json::json!(story), json);
-    assert_eq!(serde_json::from_value::<Story>(json).expect("a story"), *story);
 }
 
 #[test]

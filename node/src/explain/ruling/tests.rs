@@ -1,5 +1,6 @@
 use netlink::Vxlan;
 
+use super::super::tests::link;
 use super::*;
 
 const THERE: MacAddr = MacAddr([2, 0, 0, 0, 0, 2]);
@@ -9,29 +10,17 @@ fn address(last: u8) -> IpAddr {
 }
 
 fn tunnel() -> Link {
-    Link {
-        index: 4,
-        name: "flannel.1".to_owned(),
-        mac: None,
-        mtu: 1450,
-        up: true,
-        running: true,
-        loopback: false,
-        master: None,
-        alias: None,
-        parent: None,
-        parent_elsewhere: false,
-        kind: LinkKind::Vxlan(Vxlan {
-            vni: 1,
-            local: Some(address(11)),
-            device: None,
-            port: 8472,
-            learning: false,
-            udp_csum: false,
-            gbp: false,
-            collect_metadata: false,
-        }),
-    }
+    let kind = LinkKind::Vxlan(Vxlan {
+        vni: 1,
+        local: Some(address(11)),
+        device: None,
+        port: 8472,
+        learning: false,
+        udp_csum: false,
+        gbp: false,
+        collect_metadata: false,
+    });
+    link(4, "flannel.1", 1450, kind)
 }
 
 fn way() -> Way {
