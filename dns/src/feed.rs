@@ -436,14 +436,15 @@ impl Follower {
         if is_complete(&self.published) && !is_complete(snapshot) {
             return;
         }
+        let changes = headless_changes(&self.published, snapshot);
+        self.publish(snapshot);
+        // Said when it is true: whoever hears of it may ask at once.
         if !self.source.connected.swap(true, Ordering::Relaxed) {
             tracing::info!(
                 services = snapshot.services.len(),
                 "the cluster's objects are complete"
             );
         }
-        let changes = headless_changes(&self.published, snapshot);
-        self.publish(snapshot);
         self.note_programmed(&changes);
         self.saved.send_replace(snapshot.clone());
     }
