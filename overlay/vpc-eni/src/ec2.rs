@@ -209,7 +209,10 @@ pub struct Addresses {
 impl Addresses {
     /// Each as a block; a single address is one of one.
     pub fn blocks(&self) -> impl Iterator<Item = IpNetwork> + '_ {
-        let secondary = self.secondary.iter().map(|address| IpNetwork::from(IpAddr::V4(*address)));
+        let secondary = self
+            .secondary
+            .iter()
+            .map(|address| IpNetwork::from(IpAddr::V4(*address)));
         let prefixes = self.prefixes.iter().copied().map(IpNetwork::V4);
         secondary
             .chain(prefixes)
@@ -375,7 +378,10 @@ impl CallError {
             Why::NoAnswer(_) => return Meaning::Unknown,
         };
         match code {
-            "RequestLimitExceeded" | "Throttling" | "ThrottlingException" | "EC2ThrottledException"
+            "RequestLimitExceeded"
+            | "Throttling"
+            | "ThrottlingException"
+            | "EC2ThrottledException"
             | "Client.RequestLimitExceeded" => Meaning::Throttled,
             "InvalidNetworkInterfaceID.NotFound"
             | "InvalidNetworkInterfaceId.NotFound"
@@ -388,11 +394,19 @@ impl CallError {
             "InvalidGroup.NotFound" | "InvalidSecurityGroupID.NotFound" | "InvalidGroupId.NotFound" => {
                 Meaning::NoSuchGroup
             }
-            "UnauthorizedOperation" | "AuthFailure" | "AccessDenied" | "InvalidClientTokenId"
-            | "ExpiredToken" | "RequestExpired" | "OptInRequired" | "SignatureDoesNotMatch" => Meaning::Denied,
+            "UnauthorizedOperation"
+            | "AuthFailure"
+            | "AccessDenied"
+            | "InvalidClientTokenId"
+            | "ExpiredToken"
+            | "RequestExpired"
+            | "OptInRequired"
+            | "SignatureDoesNotMatch" => Meaning::Denied,
             "InternalError" | "InternalFailure" | "Unavailable" | "ServiceUnavailable" => Meaning::Unknown,
             // EC2 has one code for everything that is wrong with a parameter.
-            "InvalidParameterValue" if self.speaks_of("device index") || self.speaks_of("already has an interface") => {
+            "InvalidParameterValue"
+                if self.speaks_of("device index") || self.speaks_of("already has an interface") =>
+            {
                 Meaning::IndexTaken
             }
             _ => Meaning::Other,
@@ -444,11 +458,7 @@ pub trait Ec2: Send + Sync + 'static {
     ) -> impl Future<Output = Called<()>> + Send;
 
     /// `ModifyNetworkInterfaceAttribute`: its security groups.
-    fn set_groups(
-        &self,
-        eni: &EniId,
-        groups: &[SecurityGroupId],
-    ) -> impl Future<Output = Called<()>> + Send;
+    fn set_groups(&self, eni: &EniId, groups: &[SecurityGroupId]) -> impl Future<Output = Called<()>> + Send;
 
     /// `CreateTags`.
     fn tag(&self, eni: &EniId, tags: &Tags) -> impl Future<Output = Called<()>> + Send;
@@ -496,7 +506,10 @@ pub trait Metadata: Send + Sync + 'static {
     fn identity(&self) -> impl Future<Output = Result<Identity, MetadataError>> + Send;
 
     /// `network/interfaces/macs/MAC/vpc-ipv4-cidr-blocks`, of the primary interface.
-    fn vpc_networks(&self, primary: MacAddr) -> impl Future<Output = Result<Vec<IpNetwork>, MetadataError>> + Send;
+    fn vpc_networks(
+        &self,
+        primary: MacAddr,
+    ) -> impl Future<Output = Result<Vec<IpNetwork>, MetadataError>> + Send;
 }
 
 /// Why the metadata service gave nothing.

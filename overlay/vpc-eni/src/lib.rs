@@ -3,3 +3,5 @@
 //! - [`ec2`] is what is asked of EC2 and of the instance's metadata service, and what can go wrong.
 
 pub mod ec2;
+pub mod plan;
+pub mod warm;
