@@ -179,7 +179,7 @@ pub enum Amount {
 }
 
 /// A new interface.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NewEni {
     /// Where its addresses are of.
     pub subnet: SubnetId,

@@ -3,5 +3,10 @@
 //! - [`ec2`] is what is asked of EC2 and of the instance's metadata service, and what can go wrong.
 
 pub mod ec2;
+pub mod home;
+pub mod ipam;
+mod pace;
 pub mod plan;
+pub mod settings;
+pub mod undertaking;
 pub mod warm;

@@ -1,0 +1,460 @@
+//! The manager itself: it looks at EC2, compares what there is with what is wanted, and takes one step after the other.
+//!
+//! - [`node`] is what this node's interfaces have.
+//! - `looks` asks EC2 what there is, `steps` has it changed.
+//! - [`problem`] is what does not work.
+//!
+//! All of it is one task with one call under way at a time: what a step was planned of cannot change while it is taken,
+//! but for pods that come and go, whom the book of addresses protects.
+
+mod looks;
+pub mod node;
+pub mod problem;
+mod steps;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use ipnetwork::IpNetwork;
+use serde::Serialize;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::ec2::{Ec2, EniId, Identity, Instance, Limits, Metadata, Subnet, SubnetId};
+use crate::home::{Facts, Home, Interface};
+use crate::pace::Pace;
+use crate::plan::{self, Block, View};
+use crate::settings::{PodFamily, Settings};
+use crate::undertaking::{FileError, Undertaking, Undertakings};
+use crate::warm::{Stock, Targets, Unit};
+use node::{Held, Node};
+use problem::{Problem, Problems, Subject, of_call};
+
+/// How often the interfaces are looked at when nothing hints at a change.
+const LOOKS_EVERY: Duration = Duration::from_secs(60 * 60);
+
+/// How often interfaces are looked for that nobody has. With [`LOOKS_EVERY`] that is four calls an hour.
+const SWEEPS_EVERY: Duration = Duration::from_secs(20 * 60);
+
+/// How long nothing is given back after the last change, and an interface stays at least.
+const RESTS: Duration = Duration::from_secs(30);
+
+/// How young an interface may not be that goes.
+const YOUNG: Duration = Duration::from_secs(60);
+
+/// Tags by which interfaces are known, the peer's.
+mod tag {
+    /// The instance whose manager made it.
+    pub(super) const INSTANCE: &str = "node.k8s.amazonaws.com/instance_id";
+    /// When, in RFC 3339.
+    pub(super) const CREATED: &str = "node.k8s.amazonaws.com/createdAt";
+    /// The cluster.
+    pub(super) const CLUSTER: &str = "cluster.k8s.amazonaws.com/name";
+    /// `true`: it is not the manager's.
+    pub(super) const NO_MANAGE: &str = "node.k8s.amazonaws.com/no_manage";
+    /// Of a subnet: `1` for pods, `0` not for pods.
+    pub(super) const SUBNET_ROLE: &str = "kubernetes.io/role/cni";
+    /// Of a subnet: the clusters that it is for; without one it is for all.
+    pub(super) const SUBNET_CLUSTER: &str = "cni.networking.k8s.aws/cluster/";
+}
+
+/// How the manager stands.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    /// The interfaces that serve pods; nothing before they were looked at.
+    pub interfaces: Option<Vec<Interface>>,
+    /// The networks of the VPC.
+    pub vpc_networks: Vec<IpNetwork>,
+    /// What does not work.
+    pub problems: Problems,
+    /// How many interfaces are attached, and how many can be.
+    pub attached: u32,
+    /// See above.
+    pub most_interfaces: u32,
+    /// Addresses in all, and how many pods have one.
+    pub total: u32,
+    /// See above.
+    pub assigned: u32,
+}
+
+/// What the manager works with.
+pub struct Ipam<E, M, H> {
+    ec2: E,
+    metadata: M,
+    home: H,
+    settings: Settings,
+    facts: watch::Receiver<Facts>,
+    status: watch::Sender<Status>,
+    undertakings: Undertakings,
+    wall: WallClock,
+
+    identity: Option<Identity>,
+    instance: Option<Instance>,
+    limits: Option<Limits>,
+    vpc_networks: Vec<IpNetwork>,
+    subnets: BTreeMap<SubnetId, Subnet>,
+    node: Option<Node>,
+    problems: Problems,
+    pace: Pace<Subject>,
+    /// The most that is asked for at once, where a subnet had less.
+    portions: HashMap<EniId, u32>,
+    /// Likewise for a new interface.
+    subnet_portions: HashMap<SubnetId, u32>,
+    subnets_asked: Option<Instant>,
+    /// Interfaces that EC2 takes no more addresses for, until they are looked at again.
+    full: BTreeSet<EniId>,
+    /// Interfaces fewer than the type allows: EC2 refused one.
+    interface_limit: Option<u32>,
+    look_due: Instant,
+    sweep_due: Instant,
+    last_change: Option<Instant>,
+}
+
+/// The time of day, as far from the start as the clock of waits is: both stand still together in tests.
+#[derive(Clone, Copy, Debug)]
+struct WallClock {
+    began: SystemTime,
+    at: Instant,
+}
+
+impl WallClock {
+    fn now(self) -> SystemTime {
+        self.began + self.at.elapsed()
+    }
+}
+
+/// Whether a turn did something, so that the next one may have something to do at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Turn {
+    Acted,
+    Idle,
+}
+
+impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
+    /// A manager that knows nothing yet. `directory` is the agent's state directory.
+    ///
+    /// # Errors
+    /// When the record of what was begun cannot be read.
+    pub fn new(
+        ec2: E,
+        metadata: M,
+        home: H,
+        settings: Settings,
+        facts: watch::Receiver<Facts>,
+        directory: &Path,
+    ) -> Result<(Self, watch::Receiver<Status>), FileError> {
+        let (status, told) = watch::channel(Status::default());
+        let now = Instant::now();
+        let manager = Self {
+            undertakings: Undertakings::open(directory)?,
+            wall: WallClock {
+                began: SystemTime::now(),
+                at: now,
+            },
+            ec2,
+            metadata,
+            home,
+            settings,
+            facts,
+            status,
+            identity: None,
+            instance: None,
+            limits: None,
+            vpc_networks: Vec::new(),
+            subnets: BTreeMap::new(),
+            node: None,
+            problems: Problems::default(),
+            pace: Pace::default(),
+            portions: HashMap::new(),
+            subnet_portions: HashMap::new(),
+            subnets_asked: None,
+            full: BTreeSet::new(),
+            interface_limit: None,
+            look_due: now,
+            sweep_due: now,
+            last_change: None,
+        };
+        Ok((manager, told))
+    }
+
+    /// Works until shutdown.
+    pub async fn run(mut self, shutdown: CancellationToken) {
+        // A call that is under way is waited for: what came of it is worth knowing.
+        while !shutdown.is_cancelled() {
+            let turn = self.turn().await;
+            self.publish();
+            if turn == Turn::Acted {
+                continue;
+            }
+            let now = Instant::now();
+            let due = self.next_due(now);
+            tokio::select! {
+                () = shutdown.cancelled() => {}
+                () = tokio::time::sleep_until(due) => {}
+                () = self.home.changed() => {}
+                changed = self.facts.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// One thing that is due.
+    async fn turn(&mut self) -> Turn {
+        let now = Instant::now();
+        if !self.knows_itself(now).await {
+            return Turn::Idle;
+        }
+        if self.look_due <= now && self.pace.allows(&Subject::Interfaces, now) {
+            return self.look(now).await;
+        }
+        if self.node.is_none() {
+            return Turn::Idle;
+        }
+        if let Some(undertaking) = self.next_undertaking(now) {
+            return self.continue_with(undertaking, now).await;
+        }
+        if self.sweep_due <= now && self.pace.allows(&Subject::Leaks, now) {
+            return self.sweep(now).await;
+        }
+        self.take_step(now).await
+    }
+
+    /// When something is due of which nobody else tells.
+    fn next_due(&self, now: Instant) -> Instant {
+        let looks = [self.look_due, self.sweep_due];
+        let rests = self.last_change.map(|changed| changed + RESTS);
+        let grows_up = self
+            .node
+            .iter()
+            .flat_map(Node::interfaces)
+            .map(|held| held.since + YOUNG);
+        let dues = looks
+            .into_iter()
+            .chain(rests)
+            .chain(grows_up)
+            .chain(self.pace.next(now));
+        let next = dues.filter(|due| *due > now).min();
+        next.unwrap_or(now + LOOKS_EVERY)
+    }
+
+    /// Whether this manager may use an interface.
+    fn manages(&self, held: &Held) -> bool {
+        let eni = &held.eni;
+        let is_free = eni.tags.get(tag::NO_MANAGE).is_none_or(|value| value != "true");
+        let is_known = held.device_index() == 0 || self.is_ours(held) || self.settings.manages_untagged;
+        let is_plain = matches!(eni.kind.as_str(), "interface" | "");
+        is_free && is_known && is_plain
+    }
+
+    /// Whether this node's manager made an interface, or the peer's before it.
+    fn is_ours(&self, held: &Held) -> bool {
+        let instance = self.instance.as_ref().map(|instance| &instance.id.0);
+        held.device_index() != 0 && held.eni.tags.get(tag::INSTANCE) == instance
+    }
+
+    /// Whether pods may have addresses of an interface that is managed.
+    fn serves(&self, held: &Held) -> bool {
+        if held.device_index() != 0 {
+            return true;
+        }
+        let tags = self.subnets.get(&held.eni.subnet).map(|subnet| &subnet.tags);
+        let is_excluded = tags
+            .and_then(|tags| tags.get(tag::SUBNET_ROLE))
+            .is_some_and(|role| role == "0");
+        let is_taken = self.settings.family == PodFamily::V4 && self.settings.custom_networking.is_some();
+        !is_taken && !(self.settings.discovers_subnets && is_excluded)
+    }
+
+    fn held(&self) -> impl Iterator<Item = &Held> {
+        self.node.iter().flat_map(Node::interfaces)
+    }
+
+    /// Interfaces of which it is not known what they have.
+    fn is_unsure(&self, eni: &EniId) -> bool {
+        let open = self.undertakings.open_ones().iter();
+        open.filter_map(Undertaking::eni).any(|open| open == eni)
+    }
+
+    /// What there is and what is wanted, for the plan.
+    fn view(&self, limits: Limits, now: Instant) -> View {
+        let census = self.home.census();
+        let facts = self.facts.borrow();
+        let units = limits.addresses_per_interface.saturating_sub(1);
+        let served = self.held().filter(|held| self.manages(held) && self.serves(held));
+        let interfaces = served.map(|held| {
+            let id = held.eni.id.clone();
+            let used = held.eni.secondary.len() + held.eni.prefixes.len();
+            let may_fill = !self.full.contains(&id)
+                && !self.is_unsure(&id)
+                && held.offered().len() == held.blocks().len()
+                && self.pace.allows(&Subject::Interface(id.clone()), now)
+                && self.pace.allows(&Subject::Subnet(held.eni.subnet.clone()), now);
+            let blocks = held.offered().into_iter().map(|network| {
+                let used = census.blocks.get(&network).copied().unwrap_or_default();
+                Block {
+                    network,
+                    assigned: used.assigned,
+                    cooling: used.cooling,
+                }
+            });
+            plan::Interface {
+                room: if may_fill {
+                    units.saturating_sub(used as u32)
+                } else {
+                    0
+                },
+                blocks: blocks.collect(),
+                may_go: self.is_ours(held) && now >= held.since + YOUNG && !self.is_unsure(&id),
+                id,
+            }
+        });
+        let is_idle = self.last_change.is_none_or(|changed| now >= changed + RESTS);
+        View {
+            targets: Targets {
+                target: self.settings.target,
+                unit: self.unit(limits),
+                units_per_interface: units,
+                max_pods: facts.max_pods,
+            },
+            interfaces: interfaces.collect(),
+            more_interfaces: self
+                .most_interfaces(limits)
+                .saturating_sub(self.held().count() as u32),
+            waiting: census.waiting,
+            may_give_back: is_idle && self.undertakings.open_ones().is_empty(),
+        }
+    }
+
+    /// Without Nitro there are no prefixes.
+    fn unit(&self, limits: Limits) -> Unit {
+        match self.settings.unit {
+            Unit::Prefix if limits.is_nitro => Unit::Prefix,
+            Unit::Prefix | Unit::Address => Unit::Address,
+        }
+    }
+
+    fn most_interfaces(&self, limits: Limits) -> u32 {
+        let wished = self.settings.max_interfaces.unwrap_or(u32::MAX);
+        let told = self.interface_limit.unwrap_or(u32::MAX);
+        limits.interfaces.min(wished).min(told)
+    }
+
+    /// The interfaces whose addresses pods are given, as far as their devices are there.
+    fn serving(&mut self) -> Vec<Interface> {
+        let mut serving = Vec::new();
+        let mut absent = Vec::new();
+        for held in self.held().filter(|held| self.manages(held)) {
+            let Some(subnet) = self.subnets.get(&held.eni.subnet) else {
+                continue;
+            };
+            if !self.home.has_device(held.eni.mac) {
+                absent.push((held.eni.id.clone(), held.eni.mac));
+                continue;
+            }
+            let blocks = if self.serves(held) {
+                held.offered()
+            } else {
+                BTreeSet::new()
+            };
+            serving.push(Interface {
+                id: held.eni.id.clone(),
+                mac: held.eni.mac,
+                address: held.eni.primary,
+                subnet: subnet.network,
+                device_index: held.device_index(),
+                blocks: blocks.into_iter().collect(),
+            });
+        }
+        let subjects: BTreeSet<String> = absent
+            .iter()
+            .map(|(eni, _)| problem::key(&Subject::Device(eni.clone())))
+            .collect();
+        self.problems
+            .retain_subjects(|subject| !subject.starts_with("device of ") || subjects.contains(subject));
+        for (eni, mac) in absent {
+            let problem = Problem {
+                what: format!("{eni} is attached, and no device of this node has its MAC address {mac}"),
+                advice: "the kernel takes some seconds; if it stays, look at its log (dmesg) and detach the interface \
+                         by hand"
+                    .to_owned(),
+            };
+            self.problems.note(&Subject::Device(eni), problem);
+        }
+        serving
+    }
+
+    fn publish(&mut self) {
+        if self.node.is_none() {
+            let problems = self.problems.clone();
+            self.status.send_modify(|status| status.problems = problems);
+            return;
+        }
+        let serving = self.serving();
+        self.home.serve(&serving);
+        let census = self.home.census();
+        self.note_stranded(&census.stranded);
+        let stock = self.limits.map_or_else(Stock::default, |limits| {
+            plan::stock(&self.view(limits, Instant::now()))
+        });
+        let status = Status {
+            interfaces: Some(serving),
+            vpc_networks: self.vpc_networks.clone(),
+            problems: self.problems.clone(),
+            attached: self.held().count() as u32,
+            most_interfaces: self.limits.map_or(0, |limits| self.most_interfaces(limits)),
+            total: stock.total,
+            assigned: stock.assigned,
+        };
+        self.status.send_if_modified(|before| {
+            let differs = *before != status;
+            *before = status;
+            differs
+        });
+    }
+
+    fn note_stranded(&mut self, stranded: &[std::net::IpAddr]) {
+        if stranded.is_empty() {
+            return self.problems.ends(&Subject::Stranded);
+        }
+        let addresses: Vec<String> = stranded.iter().map(ToString::to_string).collect();
+        let problem = Problem {
+            what: format!(
+                "pods have addresses that EC2 took from this node: {}",
+                addresses.join(", ")
+            ),
+            advice:
+                "nobody else's packets reach them; delete these pods, and find out who changes the interfaces"
+                    .to_owned(),
+        };
+        self.problems.note(&Subject::Stranded, problem);
+    }
+
+    /// A call failed: it is told, and asked for again later.
+    fn failed(&mut self, subject: Subject, error: &crate::ec2::CallError, now: Instant) {
+        self.problems.note(&subject, of_call(error));
+        self.pace.failed(subject, now);
+    }
+
+    fn worked(&mut self, subject: &Subject) {
+        self.problems.ends(subject);
+        self.pace.worked(subject);
+    }
+
+    /// The record could not be written: nothing is begun until it can.
+    fn cannot_record(&mut self, error: &FileError, now: Instant) -> Turn {
+        let problem = Problem {
+            what: model::with_causes(error),
+            advice: "make room on the disk of the state directory; nothing is asked of EC2 that could not be undone"
+                .to_owned(),
+        };
+        self.problems.note(&Subject::File, problem);
+        self.pace.failed(Subject::File, now);
+        Turn::Idle
+    }
+}

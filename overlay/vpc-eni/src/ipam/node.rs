@@ -1,0 +1,274 @@
+//! What this node's interfaces have: EC2's word, with what was changed since.
+//!
+//! EC2 is eventually consistent: what it says shortly after a change may be older than the change. So our own changes
+//! count more than a look within a minute; and what a look misses is doubted first, when no pod is given it any more,
+//! and believed lost when a second look misses it, too.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use ipnetwork::IpNetwork;
+use tokio::time::Instant;
+
+use crate::ec2::{Addresses, Attached, Eni, EniId};
+
+/// How long EC2 may speak of what was before a change ("Ensure idempotency", "Eventual consistency" in the EC2 API's
+/// developer guide give no figure; minutes are not heard of).
+pub const SETTLES: Duration = Duration::from_secs(60);
+
+/// How far two looks are apart that must both miss something.
+pub const DOUBT: Duration = Duration::from_secs(30);
+
+/// The interfaces by name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Node {
+    enis: BTreeMap<EniId, Held>,
+    /// What was being given back when this program started.
+    leaving: BTreeMap<EniId, BTreeSet<IpNetwork>>,
+}
+
+/// An interface that this node has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// What it is and has.
+    pub eni: Eni,
+    /// Since when it is known here.
+    pub since: Instant,
+    /// When this program changed it last.
+    changed: Option<Instant>,
+    /// When a look missed it first.
+    missed: Option<Instant>,
+    /// Blocks of it that a look missed, and when first.
+    doubted: BTreeMap<IpNetwork, Instant>,
+    /// Blocks that it gave back, and when.
+    gone: BTreeMap<IpNetwork, Instant>,
+}
+
+/// What a look brought.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Looked {
+    /// Something was missed that was there: another look is due after [`DOUBT`].
+    pub doubts: bool,
+    /// Interfaces that are not this node's any more.
+    pub lost_interfaces: Vec<EniId>,
+    /// Blocks that are not this node's any more.
+    pub lost_blocks: Vec<(EniId, IpNetwork)>,
+}
+
+/// A reply that cannot be: an instance always has its primary interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("EC2's list of the instance's interfaces is without the primary one: it is not believed")]
+pub struct WithoutPrimary;
+
+impl Held {
+    fn new(eni: Eni, now: Instant) -> Self {
+        Self {
+            eni,
+            since: now,
+            changed: None,
+            missed: None,
+            doubted: BTreeMap::new(),
+            gone: BTreeMap::new(),
+        }
+    }
+
+    /// The index of its device; an interface of this node is attached.
+    #[must_use]
+    pub fn device_index(&self) -> u32 {
+        self.eni
+            .attachment
+            .as_ref()
+            .map_or(u32::MAX, |attached| attached.device_index)
+    }
+
+    /// All that it has for pods.
+    #[must_use]
+    pub fn blocks(&self) -> BTreeSet<IpNetwork> {
+        blocks_of(&self.eni)
+    }
+
+    /// What pods may be given of it.
+    #[must_use]
+    pub fn offered(&self) -> BTreeSet<IpNetwork> {
+        if self.missed.is_some() {
+            return BTreeSet::new();
+        }
+        let blocks = self.blocks().into_iter();
+        blocks.filter(|block| !self.doubted.contains_key(block)).collect()
+    }
+
+    fn is_settled(&self, now: Instant) -> bool {
+        self.changed.is_none_or(|changed| now >= changed + SETTLES)
+    }
+
+    fn set_blocks(&mut self, blocks: BTreeSet<IpNetwork>) {
+        let Addresses {
+            secondary,
+            prefixes,
+            prefixes_v6,
+        } = blocks.into_iter().collect();
+        self.eni.secondary = secondary;
+        self.eni.prefixes = prefixes;
+        self.eni.prefixes_v6 = prefixes_v6;
+    }
+
+    /// Takes what a look found of it.
+    fn take(&mut self, found: Eni, now: Instant, looked: &mut Looked) {
+        self.missed = None;
+        self.gone.retain(|_, since| now < *since + SETTLES);
+        let (known, told) = (self.blocks(), blocks_of(&found));
+        self.doubted
+            .retain(|block, _| known.contains(block) && !told.contains(block));
+        let mut blocks = told.clone();
+        // An old word of what has gone.
+        blocks.retain(|block| !self.gone.contains_key(block));
+        for block in known.difference(&told) {
+            let missed_first = *self.doubted.entry(*block).or_insert(now);
+            if !self.is_settled(now) {
+                // It may have come too lately to be told of.
+                self.doubted.remove(block);
+                blocks.insert(*block);
+            } else if now < missed_first + DOUBT {
+                looked.doubts = true;
+                blocks.insert(*block);
+            } else {
+                self.doubted.remove(block);
+                looked.lost_blocks.push((self.eni.id.clone(), *block));
+            }
+        }
+        self.eni = found;
+        self.set_blocks(blocks);
+    }
+}
+
+impl Node {
+    /// A node of which nothing is known but what was being given back when the last program ended.
+    #[must_use]
+    pub fn new(leaving: impl IntoIterator<Item = (EniId, Vec<IpNetwork>)>) -> Self {
+        let mut node = Self::default();
+        for (eni, blocks) in leaving {
+            node.leaving.entry(eni).or_default().extend(blocks);
+        }
+        node
+    }
+
+    /// The interfaces, by their device index.
+    #[must_use]
+    pub fn interfaces(&self) -> Vec<&Held> {
+        let mut interfaces: Vec<&Held> = self.enis.values().collect();
+        interfaces.sort_by_key(|held| held.device_index());
+        interfaces
+    }
+
+    /// One of them.
+    #[must_use]
+    pub fn get(&self, eni: &EniId) -> Option<&Held> {
+        self.enis.get(eni)
+    }
+
+    /// The one with device index 0.
+    #[must_use]
+    pub fn primary(&self) -> Option<&Held> {
+        self.enis.values().find(|held| held.device_index() == 0)
+    }
+
+    /// Takes what EC2 says that the instance has.
+    ///
+    /// # Errors
+    /// When that cannot be.
+    pub fn take(&mut self, found: Vec<Eni>, now: Instant) -> Result<Looked, WithoutPrimary> {
+        let is_primary = |eni: &Eni| {
+            eni.attachment
+                .as_ref()
+                .is_some_and(|attached| attached.device_index == 0)
+        };
+        if !found.iter().any(is_primary) {
+            return Err(WithoutPrimary);
+        }
+        let mut looked = Looked::default();
+        let names: BTreeSet<EniId> = found.iter().map(|eni| eni.id.clone()).collect();
+        for eni in found {
+            let id = eni.id.clone();
+            match self.enis.get_mut(&id) {
+                Some(held) => held.take(eni, now, &mut looked),
+                None => {
+                    let mut held = Held::new(eni, now);
+                    let leaving = self.leaving.remove(&id).unwrap_or_default();
+                    held.gone = leaving.into_iter().map(|block| (block, now)).collect();
+                    let mut blocks = held.blocks();
+                    blocks.retain(|block| !held.gone.contains_key(block));
+                    held.set_blocks(blocks);
+                    self.enis.insert(id, held);
+                }
+            }
+        }
+        for (id, held) in self.enis.iter_mut().filter(|(id, _)| !names.contains(*id)) {
+            let missed_first = *held.missed.get_or_insert(now);
+            if now < held.since + SETTLES {
+                held.missed = None;
+            } else if now < missed_first + DOUBT {
+                looked.doubts = true;
+            } else {
+                looked.lost_interfaces.push(id.clone());
+            }
+        }
+        for lost in &looked.lost_interfaces {
+            self.enis.remove(lost);
+        }
+        Ok(looked)
+    }
+
+    /// An interface was attached.
+    pub fn attached(&mut self, mut eni: Eni, to: Attached, now: Instant) {
+        eni.attachment = Some(to);
+        let mut held = Held::new(eni, now);
+        held.changed = Some(now);
+        self.enis.insert(held.eni.id.clone(), held);
+    }
+
+    /// An interface is detached.
+    pub fn detached(&mut self, eni: &EniId) {
+        self.enis.remove(eni);
+    }
+
+    /// Addresses came.
+    pub fn came(&mut self, eni: &EniId, addresses: &Addresses, now: Instant) {
+        if let Some(held) = self.enis.get_mut(eni) {
+            let mut blocks = held.blocks();
+            for block in addresses.blocks() {
+                held.gone.remove(&block);
+                blocks.insert(block);
+            }
+            held.set_blocks(blocks);
+            held.changed = Some(now);
+        }
+    }
+
+    /// Blocks went, or will.
+    pub fn went(&mut self, eni: &EniId, gone: &[IpNetwork], now: Instant) {
+        if let Some(held) = self.enis.get_mut(eni) {
+            let mut blocks = held.blocks();
+            for block in gone {
+                blocks.remove(block);
+                held.doubted.remove(block);
+                held.gone.insert(*block, now);
+            }
+            held.set_blocks(blocks);
+            held.changed = Some(now);
+        }
+    }
+
+    /// Blocks that were to go have not gone.
+    pub fn stayed(&mut self, eni: &EniId, blocks: &[IpNetwork], now: Instant) {
+        self.came(eni, &blocks.iter().copied().collect(), now);
+    }
+}
+
+fn blocks_of(eni: &Eni) -> BTreeSet<IpNetwork> {
+    let addresses = Addresses {
+        secondary: eni.secondary.clone(),
+        prefixes: eni.prefixes.clone(),
+        prefixes_v6: eni.prefixes_v6.clone(),
+    };
+    addresses.blocks().collect()
+}

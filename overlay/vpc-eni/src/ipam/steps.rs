@@ -1,0 +1,704 @@
+//! What changes something at EC2: each written down first, and continued after a restart from where it was.
+
+use std::time::Duration;
+
+use ipnetwork::IpNetwork;
+use rand::RngCore as _;
+use tokio::time::Instant;
+
+use super::problem::{Problem, Subject, of_call};
+use super::{Ipam, Turn, tag};
+use crate::ec2::{
+    Amount, Attached, AttachmentId, CallError, Ec2, Eni, EniId, Meaning, Metadata, NewEni, SecurityGroupId,
+    SubnetId, Tags, Which,
+};
+use crate::home::Home;
+use crate::plan::{Step, next_step};
+use crate::settings::PodFamily;
+use crate::undertaking::Undertaking;
+
+/// How long a subnet is left alone that has no address, the peer's.
+const EXHAUSTED: Duration = Duration::from_secs(120);
+
+/// How often subnets are asked for again when an interface is made.
+const SUBNETS_AGE: Duration = Duration::from_secs(600);
+
+impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
+    /// What was begun and may go on now.
+    pub(super) fn next_undertaking(&self, now: Instant) -> Option<Undertaking> {
+        let open = self.undertakings.open_ones().iter();
+        open.filter(|open| match open {
+            // A look ends them.
+            Undertaking::Change { .. } => false,
+            Undertaking::Add { .. } => self.pace.allows(&Subject::NewInterface, now),
+            Undertaking::Remove { eni, .. } => self.pace.allows(&Subject::Interface(eni.clone()), now),
+        })
+        .find(|_| self.pace.allows(&Subject::File, now))
+        .cloned()
+    }
+
+    /// Does the next call of it.
+    pub(super) async fn continue_with(&mut self, undertaking: Undertaking, now: Instant) -> Turn {
+        match undertaking.clone() {
+            Undertaking::Add { new, eni: None, .. } => self.create(undertaking, new, now).await,
+            Undertaking::Add {
+                eni: Some(eni),
+                attachment: None,
+                ..
+            } => self.attach(undertaking, eni, now).await,
+            Undertaking::Add {
+                eni: Some(eni),
+                attachment: Some(attachment),
+                ..
+            } => self.finish(undertaking, eni, attachment, now).await,
+            Undertaking::Remove { eni, attachment } => self.remove(undertaking, eni, attachment, now).await,
+            Undertaking::Change { .. } => Turn::Idle,
+        }
+    }
+
+    /// Decides, and begins.
+    pub(super) async fn take_step(&mut self, now: Instant) -> Turn {
+        let Some(limits) = self.limits.filter(|_| self.pace.allows(&Subject::File, now)) else {
+            return Turn::Idle;
+        };
+        let is_schedulable = self.facts.borrow().is_schedulable || self.settings.manages_unschedulable;
+        if self.settings.family == PodFamily::V6 {
+            return self.fill_with_v6(now).await;
+        }
+        let view = self.view(limits, now);
+        if !is_schedulable && view.waiting == 0 {
+            return Turn::Idle;
+        }
+        let step = next_step(&view);
+        if step == Step::Full {
+            self.note_full(now);
+        } else {
+            self.problems.ends(&Subject::Room);
+        }
+        match step {
+            Step::Rest | Step::Full => Turn::Idle,
+            Step::Fill { eni, amount } => self.fill(&eni, amount, now).await,
+            Step::Add { amount } => self.add(amount, now).await,
+            Step::GiveBack { eni, blocks } => self.give_back(&eni, &blocks, now).await,
+            Step::Remove { eni } => self.begin_removal(&eni, now),
+        }
+    }
+
+    /// Where nothing can be added, that is a problem only for pods that wait.
+    fn note_full(&mut self, now: Instant) {
+        let waits: Vec<bool> = self
+            .held()
+            .map(|held| self.pace.allows(&Subject::Interface(held.eni.id.clone()), now))
+            .collect();
+        let is_held_up = waits.contains(&false) || !self.undertakings.open_ones().is_empty();
+        if self.home.census().waiting == 0 || is_held_up {
+            return self.problems.ends(&Subject::Room);
+        }
+        let what = match &self.instance {
+            Some(instance) => format!(
+                "pods wait, and an instance of type {} can have no more addresses",
+                instance.instance_type
+            ),
+            None => "pods wait, and the instance can have no more addresses".to_owned(),
+        };
+        let advice = "lower the kubelet's --max-pods, raise MAX_ENI, turn ENABLE_PREFIX_DELEGATION on, or take a larger \
+                      instance type"
+            .to_owned();
+        self.problems.note(&Subject::Room, Problem { what, advice });
+    }
+
+    /// One `/80` of the primary interface is more than any node needs.
+    async fn fill_with_v6(&mut self, now: Instant) -> Turn {
+        let Some(primary) = self.node.as_ref().and_then(super::Node::primary) else {
+            return Turn::Idle;
+        };
+        let id = primary.eni.id.clone();
+        let may = self.pace.allows(&Subject::Interface(id.clone()), now) && !self.is_unsure(&id);
+        if !primary.eni.prefixes_v6.is_empty() || !may {
+            return Turn::Idle;
+        }
+        self.fill(&id, Amount::PrefixesV6(1), now).await
+    }
+
+    async fn fill(&mut self, eni: &EniId, amount: Amount, now: Instant) -> Turn {
+        let amount = self
+            .portions
+            .get(eni)
+            .map_or(amount, |most| at_most(amount, *most));
+        let change = Undertaking::Change {
+            eni: eni.clone(),
+            gives_back: Vec::new(),
+            since: self.wall.now(),
+        };
+        if let Err(error) = self.undertakings.begin(change.clone()) {
+            return self.cannot_record(&error, now);
+        }
+        match self.ec2.assign(eni, amount).await {
+            Ok(addresses) => {
+                tracing::info!(%eni, ?amount, "addresses came");
+                if let Some(node) = &mut self.node {
+                    node.came(eni, &addresses, now);
+                }
+                if let Some(subnet) = self.subnet_of(eni) {
+                    self.worked(&Subject::Subnet(subnet));
+                }
+                self.changed(&Subject::Interface(eni.clone()), now);
+                self.end(&change, now)
+            }
+            Err(error) => self.was_not_filled(eni, amount, &change, &error, now),
+        }
+    }
+
+    fn was_not_filled(
+        &mut self,
+        eni: &EniId,
+        amount: Amount,
+        change: &Undertaking,
+        error: &CallError,
+        now: Instant,
+    ) -> Turn {
+        let subject = Subject::Interface(eni.clone());
+        match error.meaning() {
+            Meaning::Unknown => {
+                self.failed(subject, error, now);
+                self.look_due = now;
+                return Turn::Acted;
+            }
+            Meaning::SubnetExhausted => return self.ask_for_less(eni, amount, change, error, now),
+            Meaning::InterfaceFull => {
+                self.full.insert(eni.clone());
+                self.problems.note(&subject, of_call(error));
+                // What is known of it is wrong.
+                self.look_due = now;
+            }
+            Meaning::NotFound => {
+                self.failed(subject, error, now);
+                self.look_due = now;
+            }
+            _ => self.failed(subject, error, now),
+        }
+        self.end(change, now)
+    }
+
+    /// EC2 gives all or nothing: a subnet that has not so many may have some.
+    fn ask_for_less(
+        &mut self,
+        eni: &EniId,
+        amount: Amount,
+        change: &Undertaking,
+        error: &CallError,
+        now: Instant,
+    ) -> Turn {
+        let count = count(amount);
+        if count > 1 {
+            self.portions.insert(eni.clone(), count / 2);
+            return self.end(change, now);
+        }
+        self.portions.remove(eni);
+        if let Some(subnet) = self.subnet_of(eni) {
+            let subject = Subject::Subnet(subnet);
+            self.problems.note(&subject, of_call(error));
+            self.pace.hold(subject, now, EXHAUSTED);
+        }
+        self.end(change, now)
+    }
+
+    async fn add(&mut self, amount: Amount, now: Instant) -> Turn {
+        let is_adding = self
+            .undertakings
+            .open_ones()
+            .iter()
+            .any(|open| matches!(open, Undertaking::Add { .. }));
+        if is_adding || !self.pace.allows(&Subject::NewInterface, now) {
+            return Turn::Idle;
+        }
+        let is_old = self.subnets_asked.is_none_or(|asked| now >= asked + SUBNETS_AGE);
+        if is_old && self.settings.discovers_subnets && self.asks_for_subnets(now).await {
+            self.subnets_asked = Some(now);
+        }
+        let Some(instance) = self.instance.as_ref().map(|instance| instance.id.clone()) else {
+            return Turn::Idle;
+        };
+        let subnet = match self.subnet_for_new(now) {
+            Ok(subnet) => subnet,
+            Err(problem) => {
+                self.problems.note(&Subject::NewInterface, problem);
+                self.pace.failed(Subject::NewInterface, now);
+                return Turn::Idle;
+            }
+        };
+        let mut token = [0; 16];
+        rand::rng().fill_bytes(&mut token);
+        let new = NewEni {
+            groups: self.groups(),
+            description: format!("aws-K8S-{instance}"),
+            tags: self.tags(&instance.0),
+            amount: self
+                .portions_of(&subnet)
+                .map_or(amount, |most| at_most(amount, most)),
+            client_token: token.iter().map(|byte| format!("{byte:02x}")).collect(),
+            subnet,
+        };
+        let undertaking = Undertaking::Add {
+            new,
+            eni: None,
+            attachment: None,
+            since: self.wall.now(),
+        };
+        match self.undertakings.begin(undertaking) {
+            Ok(()) => Turn::Acted,
+            Err(error) => self.cannot_record(&error, now),
+        }
+    }
+
+    fn tags(&self, instance: &str) -> Tags {
+        let created = jiff::Timestamp::try_from(self.wall.now())
+            .map_or_else(|_| String::new(), |now| format!("{now:.0}"));
+        let mut tags = self.settings.tags.clone();
+        tags.insert(tag::INSTANCE.to_owned(), instance.to_owned());
+        tags.insert(tag::CREATED.to_owned(), created);
+        if let Some(cluster) = &self.settings.cluster {
+            tags.insert(tag::CLUSTER.to_owned(), cluster.clone());
+        }
+        tags
+    }
+
+    /// The security groups of interfaces that are made here.
+    pub(super) fn groups(&self) -> Vec<SecurityGroupId> {
+        let facts = self.facts.borrow();
+        let custom = self
+            .settings
+            .custom_networking
+            .as_ref()
+            .and(facts.eni_config.as_ref());
+        let own = custom.map(|config| config.groups.clone()).unwrap_or_default();
+        let primary = || self.node.as_ref()?.primary().map(|held| held.eni.groups.clone());
+        if own.is_empty() {
+            primary().unwrap_or_default()
+        } else {
+            own
+        }
+    }
+
+    /// The subnet of the next interface: the `ENIConfig`'s, or the one with the most free addresses of those that may
+    /// be used.
+    fn subnet_for_new(&self, now: Instant) -> Result<SubnetId, Problem> {
+        let facts = self.facts.borrow();
+        if self.settings.custom_networking.is_some() {
+            return facts
+                .eni_config
+                .as_ref()
+                .map(|config| config.subnet.clone())
+                .ok_or_else(|| Problem {
+                    what: "custom networking is on, and the node names no ENIConfig that there is".to_owned(),
+                    advice:
+                        "label or annotate the node with k8s.amazonaws.com/eniConfig, and make that ENIConfig"
+                            .to_owned(),
+                });
+        }
+        let own = self.instance.as_ref().map(|instance| &instance.subnet);
+        let usable = self.subnets.values().filter(|subnet| {
+            let is_own = Some(&subnet.id) == own;
+            let role = subnet.tags.get(tag::SUBNET_ROLE).map(String::as_str);
+            let is_for_pods = match role {
+                Some("0") => false,
+                Some("1") => self.is_for_this_cluster(&subnet.tags),
+                _ => is_own,
+            };
+            let may = if self.settings.discovers_subnets {
+                is_for_pods
+            } else {
+                is_own
+            };
+            may && self.pace.allows(&Subject::Subnet(subnet.id.clone()), now)
+        });
+        let best = usable.max_by_key(|subnet| (subnet.free_addresses, Some(&subnet.id) == own));
+        best.map(|subnet| subnet.id.clone()).ok_or_else(|| Problem {
+            what: "no subnet of this node's zone has addresses for another interface".to_owned(),
+            advice: "free addresses, or tag another subnet of the zone with kubernetes.io/role/cni=1"
+                .to_owned(),
+        })
+    }
+
+    fn is_for_this_cluster(&self, tags: &Tags) -> bool {
+        let mut clusters = tags
+            .keys()
+            .filter_map(|key| key.strip_prefix(tag::SUBNET_CLUSTER))
+            .peekable();
+        clusters.peek().is_none() || clusters.any(|cluster| Some(cluster) == self.settings.cluster.as_deref())
+    }
+
+    async fn create(&mut self, before: Undertaking, new: NewEni, now: Instant) -> Turn {
+        match self.ec2.create(&new).await {
+            Ok(made) => {
+                tracing::info!(eni = %made.id, subnet = %made.subnet, "an interface is made");
+                self.worked(&Subject::NewInterface);
+                self.advance(&before, |eni, _| *eni = Some(made.id), now)
+            }
+            Err(error) => match error.meaning() {
+                // The token makes it one interface, whatever became of this call.
+                Meaning::Throttled | Meaning::Unknown => {
+                    self.failed(Subject::NewInterface, &error, now);
+                    Turn::Idle
+                }
+                Meaning::SubnetExhausted => {
+                    let count = count(new.amount);
+                    let subject = Subject::Subnet(new.subnet.clone());
+                    if count > 1 {
+                        self.subnet_portions.insert(new.subnet.clone(), count / 2);
+                    } else {
+                        self.subnet_portions.remove(&new.subnet);
+                        self.problems.note(&subject, of_call(&error));
+                        self.pace.hold(subject, now, EXHAUSTED);
+                    }
+                    self.end(&before, now)
+                }
+                _ => {
+                    self.failed(Subject::NewInterface, &error, now);
+                    self.end(&before, now)
+                }
+            },
+        }
+    }
+
+    async fn attach(&mut self, before: Undertaking, eni: EniId, now: Instant) -> Turn {
+        let Some(instance) = self.instance.clone() else {
+            return Turn::Idle;
+        };
+        let taken: Vec<u32> = self
+            .held()
+            .map(super::Held::device_index)
+            .chain(instance.device_indexes.clone())
+            .collect();
+        let index = (1..).find(|index| !taken.contains(index)).unwrap_or(1);
+        match self.ec2.attach(&eni, &instance.id, index).await {
+            Ok(attachment) => self.is_attached(&before, eni, attachment, index, now).await,
+            Err(error) => {
+                self.failed(Subject::NewInterface, &error, now);
+                match error.meaning() {
+                    Meaning::Throttled => Turn::Idle,
+                    Meaning::IndexTaken => {
+                        // Somebody else attached one.
+                        if let Ok(instance) = self.ec2.instance(&instance.id).await {
+                            self.instance = Some(instance);
+                        }
+                        self.look_due = now;
+                        Turn::Acted
+                    }
+                    // It may not be told of everywhere yet; or it was attached, or deleted by somebody.
+                    Meaning::Unknown | Meaning::NotFound | Meaning::Other => {
+                        self.find_attachment(&before, eni, now).await
+                    }
+                    Meaning::InterfaceLimit => {
+                        self.interface_limit = Some(self.held().count() as u32);
+                        self.give_up(&before, eni, now)
+                    }
+                    _ => self.give_up(&before, eni, now),
+                }
+            }
+        }
+    }
+
+    /// Whether an attachment that was asked for is there.
+    async fn find_attachment(&mut self, before: &Undertaking, eni: EniId, now: Instant) -> Turn {
+        let Undertaking::Add { since, .. } = before else {
+            return Turn::Idle;
+        };
+        let instance = self.instance.as_ref().map(|instance| instance.id.clone());
+        match self.ec2.interfaces(&Which::Named(eni.clone())).await {
+            Ok(found) => match found.into_iter().next().map(|eni| eni.attachment) {
+                Some(Some(attached)) if Some(&attached.instance) == instance.as_ref() => {
+                    self.is_attached(before, eni, attached.id, attached.device_index, now)
+                        .await
+                }
+                Some(Some(_)) => self.end(before, now),
+                Some(None) => Turn::Idle,
+                None => self.forget_when_old(before, *since, now),
+            },
+            Err(error) if error.meaning() == Meaning::NotFound => self.forget_when_old(before, *since, now),
+            Err(_) => Turn::Idle,
+        }
+    }
+
+    /// An interface that EC2 does not know may be so young that it will.
+    fn forget_when_old(&mut self, before: &Undertaking, since: std::time::SystemTime, now: Instant) -> Turn {
+        let age = self
+            .wall
+            .now()
+            .duration_since(since)
+            .unwrap_or(super::node::SETTLES);
+        if age < super::node::SETTLES {
+            return Turn::Idle;
+        }
+        self.end(before, now)
+    }
+
+    async fn is_attached(
+        &mut self,
+        before: &Undertaking,
+        eni: EniId,
+        attachment: AttachmentId,
+        index: u32,
+        now: Instant,
+    ) -> Turn {
+        let Some(instance) = self.instance.as_ref().map(|instance| instance.id.clone()) else {
+            return Turn::Idle;
+        };
+        // What it has was told when it was made; a program that was started since does not know it any more.
+        let found = match self.ec2.interfaces(&Which::Named(eni.clone())).await {
+            Ok(found) => found.into_iter().next(),
+            Err(error) => {
+                self.failed(Subject::Interfaces, &error, now);
+                None
+            }
+        };
+        let to = Attached {
+            id: attachment.clone(),
+            instance,
+            device_index: index,
+            card_index: 0,
+            delete_on_termination: false,
+        };
+        match (found, &mut self.node) {
+            (Some(found), Some(node)) => node.attached(Eni { ..found }, to, now),
+            _ => self.look_due = now,
+        }
+        tracing::info!(%eni, index, "an interface is attached");
+        self.changed(&Subject::NewInterface, now);
+        self.advance(before, |_, attached| *attached = Some(attachment), now)
+    }
+
+    /// It goes with its instance; then it is done.
+    async fn finish(
+        &mut self,
+        before: Undertaking,
+        eni: EniId,
+        attachment: AttachmentId,
+        now: Instant,
+    ) -> Turn {
+        match self.ec2.delete_on_termination(&eni, &attachment).await {
+            Ok(()) => {
+                self.worked(&Subject::NewInterface);
+                self.end(&before, now)
+            }
+            Err(error) => {
+                self.failed(Subject::NewInterface, &error, now);
+                match error.meaning() {
+                    Meaning::Throttled | Meaning::Unknown | Meaning::NotFound => Turn::Idle,
+                    // It serves as it is; whoever sweeps finds it once its instance is gone.
+                    _ => self.end(&before, now),
+                }
+            }
+        }
+    }
+
+    /// An interface that cannot be attached is deleted.
+    fn give_up(&mut self, before: &Undertaking, eni: EniId, now: Instant) -> Turn {
+        let removal = Undertaking::Remove {
+            eni,
+            attachment: None,
+        };
+        match self.undertakings.advance(before, removal) {
+            Ok(()) => Turn::Acted,
+            Err(error) => self.cannot_record(&error, now),
+        }
+    }
+
+    async fn give_back(&mut self, eni: &EniId, blocks: &[IpNetwork], now: Instant) -> Turn {
+        let change = |gives_back: Vec<IpNetwork>| Undertaking::Change {
+            eni: eni.clone(),
+            gives_back,
+            since: self.wall.now(),
+        };
+        let in_use = self.home.withdraw(blocks);
+        let blocks: Vec<IpNetwork> = blocks
+            .iter()
+            .filter(|block| !in_use.contains(block))
+            .copied()
+            .collect();
+        if blocks.is_empty() {
+            return Turn::Idle;
+        }
+        let change = change(blocks.clone());
+        if let Err(error) = self.undertakings.begin(change.clone()) {
+            return self.cannot_record(&error, now);
+        }
+        if let Some(node) = &mut self.node {
+            node.went(eni, &blocks, now);
+        }
+        let subject = Subject::Interface(eni.clone());
+        match self.ec2.unassign(eni, &blocks.iter().copied().collect()).await {
+            Ok(()) => {
+                tracing::info!(%eni, blocks = blocks.len(), "addresses were given back");
+                self.changed(&subject, now);
+                self.end(&change, now)
+            }
+            Err(error) => {
+                self.failed(subject, &error, now);
+                match error.meaning() {
+                    Meaning::Unknown => {
+                        self.look_due = now;
+                        Turn::Acted
+                    }
+                    meaning => {
+                        if let Some(node) = &mut self.node {
+                            node.stayed(eni, &blocks, now);
+                        }
+                        if matches!(meaning, Meaning::NotFound | Meaning::Other) {
+                            self.look_due = now;
+                        }
+                        self.end(&change, now)
+                    }
+                }
+            }
+        }
+    }
+
+    fn begin_removal(&mut self, eni: &EniId, now: Instant) -> Turn {
+        let Some(held) = self.node.as_ref().and_then(|node| node.get(eni)).cloned() else {
+            return Turn::Idle;
+        };
+        let blocks: Vec<IpNetwork> = held.blocks().into_iter().collect();
+        if !self.home.withdraw(&blocks).is_empty() {
+            // A pod came meanwhile; what was withdrawn is given again when the interfaces are published.
+            return Turn::Idle;
+        }
+        let removal = Undertaking::Remove {
+            eni: eni.clone(),
+            attachment: held.eni.attachment.map(|attached| attached.id),
+        };
+        if let Err(error) = self.undertakings.begin(removal) {
+            return self.cannot_record(&error, now);
+        }
+        if let Some(node) = &mut self.node {
+            node.detached(eni);
+        }
+        self.last_change = Some(now);
+        Turn::Acted
+    }
+
+    async fn remove(
+        &mut self,
+        before: Undertaking,
+        eni: EniId,
+        attachment: Option<AttachmentId>,
+        now: Instant,
+    ) -> Turn {
+        let subject = Subject::Interface(eni.clone());
+        if let Some(attachment) = attachment {
+            match self.ec2.detach(&attachment).await {
+                Ok(()) => {}
+                Err(error) if error.meaning() == Meaning::NotFound => {}
+                Err(error) => {
+                    self.failed(subject, &error, now);
+                    return Turn::Idle;
+                }
+            }
+            let detached = Undertaking::Remove {
+                eni: eni.clone(),
+                attachment: None,
+            };
+            // It takes EC2 seconds to detach one.
+            self.pace.hold(subject, now, Duration::from_secs(2));
+            return match self.undertakings.advance(&before, detached) {
+                Ok(()) => Turn::Acted,
+                Err(error) => self.cannot_record(&error, now),
+            };
+        }
+        match self.ec2.delete(&eni).await {
+            Ok(()) => tracing::info!(%eni, "an interface is deleted"),
+            Err(error) if error.meaning() == Meaning::NotFound => {}
+            Err(error) if error.code().is_some_and(|code| code.contains("InUse")) => {
+                self.pace.failed(subject.clone(), now);
+                return self.check_still_leaving(before, eni, now).await;
+            }
+            Err(error) => {
+                self.failed(subject, &error, now);
+                return Turn::Idle;
+            }
+        }
+        self.interface_limit = None;
+        self.worked(&subject);
+        self.end(&before, now)
+    }
+
+    /// An interface that is in use may be about to be detached, or be somebody's again.
+    async fn check_still_leaving(&mut self, before: Undertaking, eni: EniId, now: Instant) -> Turn {
+        let own = self.instance.as_ref().map(|instance| instance.id.clone());
+        let found = self.ec2.interfaces(&Which::Named(eni.clone())).await;
+        let attached = found
+            .ok()
+            .and_then(|found| found.into_iter().next())
+            .and_then(|eni| eni.attachment);
+        match attached {
+            None => Turn::Idle,
+            // The call to detach was lost, or an attachment that was given up had happened.
+            Some(attached) if Some(&attached.instance) == own.as_ref() && attached.device_index != 0 => {
+                let attached = Undertaking::Remove {
+                    eni,
+                    attachment: Some(attached.id),
+                };
+                match self.undertakings.advance(&before, attached) {
+                    Ok(()) => Turn::Idle,
+                    Err(error) => self.cannot_record(&error, now),
+                }
+            }
+            Some(_) => self.end(&before, now),
+        }
+    }
+
+    fn advance(
+        &mut self,
+        before: &Undertaking,
+        how: impl FnOnce(&mut Option<EniId>, &mut Option<AttachmentId>),
+        now: Instant,
+    ) -> Turn {
+        let mut after = before.clone();
+        if let Undertaking::Add { eni, attachment, .. } = &mut after {
+            how(eni, attachment);
+        }
+        match self.undertakings.advance(before, after) {
+            Ok(()) => Turn::Acted,
+            Err(error) => self.cannot_record(&error, now),
+        }
+    }
+
+    /// It happened, or it is known that it did not.
+    fn end(&mut self, undertaking: &Undertaking, now: Instant) -> Turn {
+        match self.undertakings.end(undertaking) {
+            Ok(()) => {
+                self.worked(&Subject::File);
+                Turn::Acted
+            }
+            Err(error) => self.cannot_record(&error, now),
+        }
+    }
+
+    fn changed(&mut self, subject: &Subject, now: Instant) {
+        self.worked(subject);
+        self.last_change = Some(now);
+    }
+
+    fn subnet_of(&self, eni: &EniId) -> Option<SubnetId> {
+        self.node.as_ref()?.get(eni).map(|held| held.eni.subnet.clone())
+    }
+
+    fn portions_of(&self, subnet: &SubnetId) -> Option<u32> {
+        self.subnet_portions.get(subnet).copied()
+    }
+}
+
+/// How many units.
+const fn count(amount: Amount) -> u32 {
+    match amount {
+        Amount::Addresses(count) | Amount::Prefixes(count) | Amount::PrefixesV6(count) => count,
+    }
+}
+
+fn at_most(amount: Amount, most: u32) -> Amount {
+    match amount {
+        Amount::Addresses(count) => Amount::Addresses(count.min(most)),
+        Amount::Prefixes(count) => Amount::Prefixes(count.min(most)),
+        Amount::PrefixesV6(count) => Amount::PrefixesV6(count.min(most)),
+    }
+}
