@@ -58,6 +58,18 @@ impl Undertaking {
             Self::Remove { eni, .. } | Self::Change { eni, .. } => Some(eni),
         }
     }
+
+    /// Whether it may yet change what this node has. An interface that is attached only has to learn when it goes.
+    #[must_use]
+    pub const fn is_underway(&self) -> bool {
+        !matches!(
+            self,
+            Self::Add {
+                attachment: Some(_),
+                ..
+            }
+        )
+    }
 }
 
 /// All that was begun, and the file that says so.

@@ -165,7 +165,8 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
                     tracing::warn!(%eni, %block, "addresses are not this node's any more, by EC2's word twice");
                 }
                 self.look_due = now + if looked.doubts { DOUBT } else { LOOKS_EVERY };
-                self.full.clear();
+                self.full.retain(|_, until| *until > now);
+                self.interface_limit = None;
                 self.end_changes(now);
                 if !knows_subnets {
                     self.asks_for_subnets(now).await;
@@ -228,7 +229,7 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
         }
     }
 
-    /// Finds interfaces that nobody has and somebody of this cluster made, and has one removed.
+    /// Finds interfaces that nobody has and somebody of this cluster made, and has them removed.
     pub(super) async fn sweep(&mut self, now: Instant) -> Turn {
         let Some(instance) = self.instance.clone() else {
             return Turn::Idle;
@@ -253,7 +254,6 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
         };
         self.worked(&Subject::Leaks);
         self.sweep_due = now + SWEEPS_EVERY;
-        let mut acted = Turn::Idle;
         for eni in found {
             let is_own = eni.tags.get(tag::INSTANCE) == Some(&instance.id.0);
             let is_leaked = eni.attachment.is_none()
@@ -274,12 +274,11 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
                 eni: eni.id,
                 attachment: None,
             };
-            match self.undertakings.begin(removal) {
-                Ok(()) => acted = Turn::Acted,
-                Err(error) => return self.cannot_record(&error, now),
+            if let Err(error) = self.undertakings.begin(removal) {
+                return self.cannot_record(&error, now);
             }
         }
-        acted
+        Turn::Acted
     }
 
     /// Whether whoever made an interface had time enough to attach it.

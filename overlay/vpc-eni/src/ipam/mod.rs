@@ -22,13 +22,13 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::ec2::{Ec2, EniId, Identity, Instance, Limits, Metadata, Subnet, SubnetId};
+use crate::ec2::{Ec2, Eni, EniId, Identity, Instance, Limits, Metadata, Subnet, SubnetId};
 use crate::home::{Facts, Home, Interface};
 use crate::pace::Pace;
 use crate::plan::{self, Block, View};
 use crate::settings::{PodFamily, Settings};
 use crate::undertaking::{FileError, Undertaking, Undertakings};
-use crate::warm::{Stock, Targets, Unit};
+use crate::warm::{Stock, Target, Targets, Unit};
 use node::{Held, Node};
 use problem::{Problem, Problems, Subject, of_call};
 
@@ -104,8 +104,10 @@ pub struct Ipam<E, M, H> {
     /// Likewise for a new interface.
     subnet_portions: HashMap<SubnetId, u32>,
     subnets_asked: Option<Instant>,
-    /// Interfaces that EC2 takes no more addresses for, until they are looked at again.
-    full: BTreeSet<EniId>,
+    /// Interfaces as they were made, until they are attached.
+    made: HashMap<EniId, Eni>,
+    /// Interfaces that EC2 takes no more addresses for, whatever a look says that may be older; until when.
+    full: HashMap<EniId, Instant>,
     /// Interfaces fewer than the type allows: EC2 refused one.
     interface_limit: Option<u32>,
     look_due: Instant,
@@ -126,7 +128,8 @@ impl WallClock {
     }
 }
 
-/// Whether a turn did something, so that the next one may have something to do at once.
+/// Whether a turn did something, so that the next one may have something to do at once; else there is nothing to do
+/// until something happens or a wait ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Turn {
     Acted,
@@ -171,7 +174,8 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
             portions: HashMap::new(),
             subnet_portions: HashMap::new(),
             subnets_asked: None,
-            full: BTreeSet::new(),
+            made: HashMap::new(),
+            full: HashMap::new(),
             interface_limit: None,
             look_due: now,
             sweep_due: now,
@@ -184,13 +188,14 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
     pub async fn run(mut self, shutdown: CancellationToken) {
         // A call that is under way is waited for: what came of it is worth knowing.
         while !shutdown.is_cancelled() {
-            let turn = self.turn().await;
+            let began = Instant::now();
+            let turn = self.turn(began).await;
             self.publish();
             if turn == Turn::Acted {
                 continue;
             }
-            let now = Instant::now();
-            let due = self.next_due(now);
+            // What fell due while a call was under way is due now.
+            let due = self.next_due(began);
             tokio::select! {
                 () = shutdown.cancelled() => {}
                 () = tokio::time::sleep_until(due) => {}
@@ -205,8 +210,7 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
     }
 
     /// One thing that is due.
-    async fn turn(&mut self) -> Turn {
-        let now = Instant::now();
+    async fn turn(&mut self, now: Instant) -> Turn {
         if !self.knows_itself(now).await {
             return Turn::Idle;
         }
@@ -236,6 +240,7 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
             .map(|held| held.since + YOUNG);
         let dues = looks
             .into_iter()
+            .chain(self.full.values().copied())
             .chain(rests)
             .chain(grows_up)
             .chain(self.pace.next(now));
@@ -290,10 +295,8 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
         let interfaces = served.map(|held| {
             let id = held.eni.id.clone();
             let used = held.eni.secondary.len() + held.eni.prefixes.len();
-            let may_fill = !self.full.contains(&id)
-                && !self.is_unsure(&id)
+            let may_fill = self.full.get(&id).is_none_or(|until| *until <= now)
                 && held.offered().len() == held.blocks().len()
-                && self.pace.allows(&Subject::Interface(id.clone()), now)
                 && self.pace.allows(&Subject::Subnet(held.eni.subnet.clone()), now);
             let blocks = held.offered().into_iter().map(|network| {
                 let used = census.blocks.get(&network).copied().unwrap_or_default();
@@ -317,7 +320,7 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
         let is_idle = self.last_change.is_none_or(|changed| now >= changed + RESTS);
         View {
             targets: Targets {
-                target: self.settings.target,
+                target: self.target(limits),
                 unit: self.unit(limits),
                 units_per_interface: units,
                 max_pods: facts.max_pods,
@@ -327,7 +330,7 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
                 .most_interfaces(limits)
                 .saturating_sub(self.held().count() as u32),
             waiting: census.waiting,
-            may_give_back: is_idle && self.undertakings.open_ones().is_empty(),
+            may_give_back: is_idle && !self.undertakings.open_ones().iter().any(Undertaking::is_underway),
         }
     }
 
@@ -336,6 +339,14 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
         match self.settings.unit {
             Unit::Prefix if limits.is_nitro => Unit::Prefix,
             Unit::Prefix | Unit::Address => Unit::Address,
+        }
+    }
+
+    /// Blocks cannot be kept ready where there are none.
+    fn target(&self, limits: Limits) -> Target {
+        match (self.settings.target, self.unit(limits)) {
+            (Target::Prefixes(_), Unit::Address) => Target::Interfaces(1),
+            (target, _) => target,
         }
     }
 

@@ -6,6 +6,7 @@ use ipnetwork::IpNetwork;
 use rand::RngCore as _;
 use tokio::time::Instant;
 
+use super::node::SETTLES;
 use super::problem::{Problem, Subject, of_call};
 use super::{Ipam, Turn, tag};
 use crate::ec2::{
@@ -30,8 +31,13 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
         open.filter(|open| match open {
             // A look ends them.
             Undertaking::Change { .. } => false,
+            Undertaking::Add {
+                eni: Some(eni),
+                attachment: Some(_),
+                ..
+            }
+            | Undertaking::Remove { eni, .. } => self.pace.allows(&Subject::Interface(eni.clone()), now),
             Undertaking::Add { .. } => self.pace.allows(&Subject::NewInterface, now),
-            Undertaking::Remove { eni, .. } => self.pace.allows(&Subject::Interface(eni.clone()), now),
         })
         .find(|_| self.pace.allows(&Subject::File, now))
         .cloned()
@@ -121,6 +127,11 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
     }
 
     async fn fill(&mut self, eni: &EniId, amount: Amount, now: Instant) -> Turn {
+        let subject = Subject::Interface(eni.clone());
+        // Another interface in its place would be there for longer than this one's wait.
+        if !self.pace.allows(&subject, now) {
+            return Turn::Idle;
+        }
         let amount = self
             .portions
             .get(eni)
@@ -142,7 +153,7 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
                 if let Some(subnet) = self.subnet_of(eni) {
                     self.worked(&Subject::Subnet(subnet));
                 }
-                self.changed(&Subject::Interface(eni.clone()), now);
+                self.changed(&subject, now);
                 self.end(&change, now)
             }
             Err(error) => self.was_not_filled(eni, amount, &change, &error, now),
@@ -166,7 +177,7 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
             }
             Meaning::SubnetExhausted => return self.ask_for_less(eni, amount, change, error, now),
             Meaning::InterfaceFull => {
-                self.full.insert(eni.clone());
+                self.full.insert(eni.clone(), now + SETTLES);
                 self.problems.note(&subject, of_call(error));
                 // What is known of it is wrong.
                 self.look_due = now;
@@ -208,7 +219,7 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
             .undertakings
             .open_ones()
             .iter()
-            .any(|open| matches!(open, Undertaking::Add { .. }));
+            .any(|open| matches!(open, Undertaking::Add { attachment: None, .. }));
         if is_adding || !self.pace.allows(&Subject::NewInterface, now) {
             return Turn::Idle;
         }
@@ -332,8 +343,9 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
         match self.ec2.create(&new).await {
             Ok(made) => {
                 tracing::info!(eni = %made.id, subnet = %made.subnet, "an interface is made");
-                self.worked(&Subject::NewInterface);
-                self.advance(&before, |eni, _| *eni = Some(made.id), now)
+                let id = made.id.clone();
+                self.made.insert(id.clone(), made);
+                self.advance(&before, |eni, _| *eni = Some(id), now)
             }
             Err(error) => match error.meaning() {
                 // The token makes it one interface, whatever became of this call.
@@ -353,8 +365,12 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
                     }
                     self.end(&before, now)
                 }
-                _ => {
+                meaning => {
                     self.failed(Subject::NewInterface, &error, now);
+                    if meaning == Meaning::NoSuchGroup {
+                        // The primary interface may have others by now.
+                        self.look_due = now;
+                    }
                     self.end(&before, now)
                 }
             },
@@ -372,7 +388,7 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
             .collect();
         let index = (1..).find(|index| !taken.contains(index)).unwrap_or(1);
         match self.ec2.attach(&eni, &instance.id, index).await {
-            Ok(attachment) => self.is_attached(&before, eni, attachment, index, now).await,
+            Ok(attachment) => self.is_attached(&before, &eni, attachment, index, now),
             Err(error) => {
                 self.failed(Subject::NewInterface, &error, now);
                 match error.meaning() {
@@ -390,7 +406,9 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
                         self.find_attachment(&before, eni, now).await
                     }
                     Meaning::InterfaceLimit => {
+                        // There are more than is known, or fewer allowed.
                         self.interface_limit = Some(self.held().count() as u32);
+                        self.look_due = now;
                         self.give_up(&before, eni, now)
                     }
                     _ => self.give_up(&before, eni, now),
@@ -408,8 +426,7 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
         match self.ec2.interfaces(&Which::Named(eni.clone())).await {
             Ok(found) => match found.into_iter().next().map(|eni| eni.attachment) {
                 Some(Some(attached)) if Some(&attached.instance) == instance.as_ref() => {
-                    self.is_attached(before, eni, attached.id, attached.device_index, now)
-                        .await
+                    self.is_attached(before, &eni, attached.id, attached.device_index, now)
                 }
                 Some(Some(_)) => self.end(before, now),
                 Some(None) => Turn::Idle,
@@ -422,48 +439,34 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
 
     /// An interface that EC2 does not know may be so young that it will.
     fn forget_when_old(&mut self, before: &Undertaking, since: std::time::SystemTime, now: Instant) -> Turn {
-        let age = self
-            .wall
-            .now()
-            .duration_since(since)
-            .unwrap_or(super::node::SETTLES);
-        if age < super::node::SETTLES {
+        let age = self.wall.now().duration_since(since).unwrap_or(SETTLES);
+        if age < SETTLES {
             return Turn::Idle;
         }
         self.end(before, now)
     }
 
-    async fn is_attached(
+    fn is_attached(
         &mut self,
         before: &Undertaking,
-        eni: EniId,
+        eni: &EniId,
         attachment: AttachmentId,
         index: u32,
         now: Instant,
     ) -> Turn {
-        let Some(instance) = self.instance.as_ref().map(|instance| instance.id.clone()) else {
-            return Turn::Idle;
-        };
-        // What it has was told when it was made; a program that was started since does not know it any more.
-        let found = match self.ec2.interfaces(&Which::Named(eni.clone())).await {
-            Ok(found) => found.into_iter().next(),
-            Err(error) => {
-                self.failed(Subject::Interfaces, &error, now);
-                None
-            }
-        };
-        let to = Attached {
-            id: attachment.clone(),
-            instance,
-            device_index: index,
-            card_index: 0,
-            delete_on_termination: false,
-        };
-        match (found, &mut self.node) {
-            (Some(found), Some(node)) => node.attached(Eni { ..found }, to, now),
-            _ => self.look_due = now,
-        }
         tracing::info!(%eni, index, "an interface is attached");
+        if let (Some(made), Some(instance), Some(node)) =
+            (self.made.remove(eni), &self.instance, &mut self.node)
+        {
+            let to = Attached {
+                id: attachment.clone(),
+                instance: instance.id.clone(),
+                device_index: index,
+                card_index: 0,
+                delete_on_termination: false,
+            };
+            node.attached(made, to, now);
+        }
         self.changed(&Subject::NewInterface, now);
         self.advance(before, |_, attached| *attached = Some(attachment), now)
     }
@@ -476,18 +479,52 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
         attachment: AttachmentId,
         now: Instant,
     ) -> Turn {
+        if self.node.as_ref().is_none_or(|node| node.get(&eni).is_none()) {
+            return self.find_attached(&before, &eni, now).await;
+        }
+        let subject = Subject::Interface(eni.clone());
         match self.ec2.delete_on_termination(&eni, &attachment).await {
             Ok(()) => {
-                self.worked(&Subject::NewInterface);
+                self.worked(&subject);
                 self.end(&before, now)
             }
+            // It serves as it is meanwhile.
             Err(error) => {
-                self.failed(Subject::NewInterface, &error, now);
-                match error.meaning() {
-                    Meaning::Throttled | Meaning::Unknown | Meaning::NotFound => Turn::Idle,
-                    // It serves as it is; whoever sweeps finds it once its instance is gone.
-                    _ => self.end(&before, now),
+                self.failed(subject, &error, now);
+                Turn::Idle
+            }
+        }
+    }
+
+    /// What an interface has that an earlier program attached, or this one without hearing of it.
+    async fn find_attached(&mut self, before: &Undertaking, eni: &EniId, now: Instant) -> Turn {
+        let Undertaking::Add { since, .. } = before else {
+            return Turn::Idle;
+        };
+        let found = match self.ec2.interfaces(&Which::Named(eni.clone())).await {
+            Ok(found) => found.into_iter().next(),
+            Err(error) if error.meaning() == Meaning::NotFound => None,
+            Err(error) => {
+                self.failed(Subject::Interface(eni.clone()), &error, now);
+                return Turn::Idle;
+            }
+        };
+        let own = self.instance.as_ref().map(|instance| &instance.id);
+        let is_here = |eni: &Eni| {
+            eni.attachment
+                .as_ref()
+                .is_some_and(|attached| Some(&attached.instance) == own)
+        };
+        match (found.filter(is_here), &mut self.node) {
+            (Some(found), Some(node)) => {
+                if let Some(to) = found.attachment.clone() {
+                    node.attached(found, to, now);
                 }
+                Turn::Acted
+            }
+            _ => {
+                self.pace.failed(Subject::Interface(eni.clone()), now);
+                self.forget_when_old(before, *since, now)
             }
         }
     }
@@ -598,6 +635,7 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
                 eni: eni.clone(),
                 attachment: None,
             };
+            self.interface_limit = None;
             // It takes EC2 seconds to detach one.
             self.pace.hold(subject, now, Duration::from_secs(2));
             return match self.undertakings.advance(&before, detached) {
@@ -617,7 +655,6 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
                 return Turn::Idle;
             }
         }
-        self.interface_limit = None;
         self.worked(&subject);
         self.end(&before, now)
     }

@@ -1,0 +1,6 @@
+//! The manager on a fake VPC, on a clock of its own: hours pass in milliseconds.
+
+mod failures;
+mod pool;
+mod truth;
+mod world;
