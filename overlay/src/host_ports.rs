@@ -234,7 +234,7 @@ fn is_led_to(pod: &Assigned, ports: &HostPorts) -> bool {
 
 /// Whether the node's 127.0.0.1 may reach the pod. A device that is not there yet brings us back by its event.
 fn set_loopback(pod: &Assigned, value: &str, outcome: &mut Outcome) {
-    let setting = format!("net/ipv4/conf/{}/route_localnet", host_ifname(&pod.key));
+    let setting = format!("net/ipv4/conf/{}/route_localnet", host_ifname(pod));
     match sysctl::ensure(&setting, value) {
         Ok(written) => outcome.writes += usize::from(written),
         Err(error) if error.is_absent() => {}
