@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipnetwork::IpNetwork;
-use model::wiring::{HOST_IFNAME_PREFIX, PortMapping};
+use model::wiring::{ENI_IFNAME_PREFIX, HOST_IFNAME_PREFIX, PortMapping};
 use model::{IpFamily, Protocol, with_causes};
 use netlink::conntrack::{Conntrack, Flow};
 use netlink::nft::DataType::{InetProto, InetService};
@@ -293,12 +293,14 @@ fn layout(family: IpFamily) -> Layout {
                 .source(loopback)
                 .masquerade(),
         );
-        let closed = Rule::new("pods do not reach the node's loopback addresses")
-            .in_interface(Interface::Prefixed(HOST_IFNAME_PREFIX))
-            .destination(loopback)
-            .count()
-            .drop();
-        layout.add_chain(Chain::base("loopback", BaseChain::PREROUTING_RAW), [closed]);
+        let closed = [HOST_IFNAME_PREFIX, ENI_IFNAME_PREFIX].map(|prefix| {
+            Rule::new("pods do not reach the node's loopback addresses")
+                .in_interface(Interface::Prefixed(prefix))
+                .destination(loopback)
+                .count()
+                .drop()
+        });
+        layout.add_chain(Chain::base("loopback", BaseChain::PREROUTING_RAW), closed);
     }
     let base = BaseChain::new(ChainKind::Nat, Hook::Postrouting, SOURCE_NAT);
     layout.add_chain(Chain::base("postrouting", base), source);

@@ -81,7 +81,7 @@ pub struct Turn {
     pods: PodNetwork,
     attachment: Attachment,
     number: u64,
-    changes: watch::Receiver<u64>,
+    chances: watch::Receiver<u64>,
     /// When an address will have cooled down.
     next_cool: Option<Instant>,
 }
@@ -91,13 +91,13 @@ impl Turn {
         pods: PodNetwork,
         attachment: Attachment,
         number: u64,
-        changes: watch::Receiver<u64>,
+        chances: watch::Receiver<u64>,
     ) -> Self {
         Self {
             pods,
             attachment,
             number,
-            changes,
+            chances,
             next_cool: None,
         }
     }
@@ -109,7 +109,7 @@ impl Turn {
     /// interface was deleted while it waited; else as [`PodNetwork::add`] fails.
     pub fn add(&mut self) -> Result<WiringPlan, PodError> {
         // What changes from here on is news.
-        self.changes.borrow_and_update();
+        self.chances.borrow_and_update();
         let answer = self.pods.add_as(&self.attachment, self.number);
         self.next_cool = match &answer {
             Err(PodError::NoneNow { next_cool, .. }) => *next_cool,
@@ -118,7 +118,7 @@ impl Turn {
         answer
     }
 
-    /// Waits until it is worth while to ask again: something has changed, or an address has cooled down.
+    /// Waits until it is worth while to ask again: something has changed that may help, or an address has cooled down.
     pub async fn comes(&mut self) {
         let cooled = async {
             match self.next_cool {
@@ -128,7 +128,7 @@ impl Turn {
         };
         tokio::select! {
             // Its sender is in what `pods` holds.
-            _ = self.changes.changed() => {}
+            _ = self.chances.changed() => {}
             () = cooled => {}
         }
     }

@@ -4,7 +4,7 @@
 //! - A node has a subnet ([`PodNetwork::serve`]), or a [`Pool`] of blocks that come and go
 //!   ([`PodNetwork::serve_pool`]); where a pool has no address now, pods wait for one in a line ([`Turn`]).
 //! - [`wiring`] plans one pod.
-//! - `addresses` is the bookkeeping, `log` the file under it, `pool` and `line` are what pools need.
+//! - `state` decides, `addresses` is the bookkeeping, `log` the file under it, `pool` and `line` are what pools need.
 
 mod addresses;
 mod clock;
@@ -12,6 +12,7 @@ mod error;
 mod line;
 pub(crate) mod log;
 mod pool;
+mod state;
 pub mod wiring;
 
 use std::collections::HashSet;
@@ -34,14 +35,12 @@ pub use error::PodError;
 pub use line::Turn;
 pub use pool::{Block, Busy, Census, Count, Growth, Pool, Stranded, Withdrawal};
 
-use addresses::{Addresses, Record, Refused};
+use addresses::{Addresses, Record};
 use clock::When;
 use line::Line;
 use log::Log;
 use pool::Served;
-
-/// The interface of a pod that its name goes with: runtimes call a pod's first one so.
-const FIRST_IFNAME: &str = "eth0";
+use state::{Place, State, eni_ifname_of};
 
 /// The log's name in the agent's state directory.
 pub(crate) const LOG: &str = "pods.log";
@@ -93,16 +92,10 @@ struct Shared {
     log: Log,
     clock: Clock,
     state: Mutex<State>,
-    /// Counts what may have changed for those who wait, and for who gets blocks for them.
+    /// Counts what may help those who wait.
+    chances: watch::Sender<u64>,
+    /// Counts what changed for who gets blocks for them.
     changes: watch::Sender<u64>,
-}
-
-struct State {
-    addresses: Addresses,
-    place: Place,
-    line: Line,
-    /// Told after every change.
-    listener: Option<Box<dyn Fn() + Send>>,
 }
 
 /// Records that are on their way into the log.
@@ -110,155 +103,6 @@ struct Appended {
     addition: log::Ticket,
     /// When addresses came back that the interface had before.
     times: Option<log::Ticket>,
-}
-
-/// Where new pods go.
-enum Place {
-    /// Nowhere yet.
-    Waiting { reason: String },
-    /// Into these subnets, with an address of each.
-    Ready { subnets: ByFamily<IpNetwork>, mtu: Mtu },
-    /// Into blocks.
-    Pool(Served),
-}
-
-impl Place {
-    /// The MTU of pods' devices.
-    fn mtu(&self) -> Result<Mtu, PodError> {
-        match self {
-            Self::Waiting { reason } => Err(PodError::NotReady {
-                reason: reason.clone(),
-            }),
-            Self::Ready { mtu, .. } => Ok(*mtu),
-            Self::Pool(pool) => Ok(pool.mtu()),
-        }
-    }
-
-    /// Whether an interface's addresses are what it would get.
-    fn has(&self, addresses: &ByFamily<IpAddr>) -> bool {
-        match self {
-            Self::Waiting { .. } => false,
-            Self::Ready { subnets, .. } => are_of(addresses, subnets),
-            Self::Pool(pool) => pool.has(addresses),
-        }
-    }
-
-    /// What there is to be given.
-    fn networks(&self) -> Vec<String> {
-        match self {
-            Self::Waiting { .. } => Vec::new(),
-            Self::Ready { subnets, .. } => subnets.values().map(IpNetwork::to_string).collect(),
-            Self::Pool(pool) => pool.networks().map(|network| network.to_string()).collect(),
-        }
-    }
-}
-
-impl State {
-    /// Addresses for an interface, one of each version of IP. `ahead` are before it.
-    fn choose(&self, attachment: &Attachment, ahead: usize, now: Now) -> Result<ByFamily<IpAddr>, PodError> {
-        let Attachment {
-            key, wishes, taken, ..
-        } = attachment;
-        let chosen = match &self.place {
-            Place::Waiting { reason } => {
-                return Err(PodError::NotReady {
-                    reason: reason.clone(),
-                });
-            }
-            Place::Ready { subnets, .. } => self.addresses.choose_each(subnets, &wishes.ips, key, taken),
-            Place::Pool(pool) => pool.choose_each(&self.addresses, &wishes.ips, key, taken, ahead, now),
-        };
-        chosen.map_err(|refused| match refused {
-            Refused::Exhausted(subnet) => PodError::Exhausted {
-                subnet,
-                used: self.addresses.iter().count(),
-            },
-            Refused::InUse(address) => PodError::InUse(address),
-            Refused::NotOfThisNode(address) => PodError::NotOfThisNode {
-                address,
-                subnets: self.place.networks(),
-            },
-            Refused::NoneNow => self.none_now(ahead, now),
-        })
-    }
-
-    /// Whether an interface would get an address, if not now.
-    fn could_serve(&self, now: Now) -> Result<(), PodError> {
-        let refused = match self.choose(&Attachment::default(), 0, now) {
-            Ok(_) => return Ok(()),
-            Err(refused) => refused,
-        };
-        let (Place::Pool(pool), PodError::NoneNow { next_cool, .. }) = (&self.place, &refused) else {
-            return Err(refused);
-        };
-        match pool.growth() {
-            _ if next_cool.is_some() => Ok(()),
-            Growth::Possible if pool.is_empty() => Err(PodError::NotReady {
-                reason: "its pool has no block yet".to_owned(),
-            }),
-            Growth::Blocked { reason } if pool.is_empty() => Err(PodError::NotReady {
-                reason: reason.clone(),
-            }),
-            Growth::Possible => Ok(()),
-            Growth::Blocked { reason } => Err(PodError::NoneComing {
-                used: self.addresses.iter().count(),
-                reason: reason.clone(),
-            }),
-        }
-    }
-
-    fn none_now(&self, ahead: usize, now: Now) -> PodError {
-        let Place::Pool(pool) = &self.place else {
-            return PodError::NoPool;
-        };
-        let counts = pool.counts(&self.addresses, now);
-        let (blocks, assigned): (usize, usize) =
-            (counts.len(), counts.iter().map(|count| count.assigned).sum());
-        let cooling: usize = counts.iter().map(|count| count.cooling).sum();
-        let outlook = match pool.growth() {
-            Growth::Possible => "more are asked for",
-            Growth::Blocked { reason } => reason,
-        };
-        PodError::NoneNow {
-            waiting_for: format!(
-                "{blocks} blocks with {assigned} addresses in use, {cooling} that cool down, {ahead} pods before this one: {outlook}"
-            ),
-            next_cool: pool.next_cool(&self.addresses, now),
-        }
-    }
-
-    /// The name of an interface's device, where that does not follow from its key alone. It keeps the one that it has. A
-    /// device that is there, with its MAC address, may be another one's without a record.
-    fn host_ifname(&self, attachment: &Attachment, device: Option<Option<MacAddr>>) -> Option<String> {
-        let key = &attachment.key;
-        if let Some(before) = self.addresses.get(key) {
-            return before.host_ifname.clone();
-        }
-        if !matches!(self.place, Place::Pool(_)) {
-            return None;
-        }
-        let is_strange = device.is_some_and(|mac| mac != Some(wiring::host_mac(key)));
-        let by_pod =
-            eni_ifname_of(attachment).filter(|name| !is_strange && !self.addresses.is_called(name, key));
-        Some(by_pod.unwrap_or_else(|| wiring::eni_ifname_by_key(key)))
-    }
-}
-
-/// What a pod's first interface is called after the pod.
-fn eni_ifname_of(attachment: &Attachment) -> Option<String> {
-    let pod = attachment.pod.as_ref();
-    pod.filter(|_| attachment.key.ifname == FIRST_IFNAME)
-        .map(wiring::eni_ifname)
-}
-
-/// Whether there is an address of each subnet, and no other.
-fn are_of(addresses: &ByFamily<IpAddr>, subnets: &ByFamily<IpNetwork>) -> bool {
-    addresses.families() == subnets.families()
-        && subnets.iter().all(|(family, subnet)| {
-            addresses
-                .get(family)
-                .is_some_and(|address| subnet.contains(*address))
-        })
 }
 
 impl fmt::Debug for PodNetwork {
@@ -341,6 +185,7 @@ impl PodNetwork {
                 log,
                 clock,
                 state,
+                chances: watch::Sender::new(0),
                 changes: watch::Sender::new(0),
             }),
         })
@@ -369,9 +214,9 @@ impl PodNetwork {
 
     /// A place in the line of those who want an address: who came first gets one first, as long as pools have too few.
     pub fn queue(&self, attachment: Attachment) -> Turn {
-        let changes = self.shared.changes.subscribe();
+        let chances = self.shared.chances.subscribe();
         let number = self.lock().line.join(attachment.key.clone());
-        Turn::new(self.clone(), attachment, number, changes)
+        Turn::new(self.clone(), attachment, number, chances)
     }
 
     fn add_as(&self, attachment: &Attachment, number: u64) -> Result<WiringPlan, PodError> {
@@ -400,7 +245,7 @@ impl PodNetwork {
                     let is_news = matches!(error, PodError::NoneNow { .. }) && state.line.note_unmet(number);
                     drop(state);
                     if is_news {
-                        self.tell_waiting();
+                        self.tell();
                     }
                     return Err(error);
                 }
@@ -516,6 +361,7 @@ impl PodNetwork {
             return Err(error);
         }
         self.rewrite_when_long();
+        self.tell_waiting();
         self.changed();
         Ok(Some(assigned))
     }
@@ -705,11 +551,16 @@ impl PodNetwork {
     }
 
     fn tell_waiting(&self) {
+        self.shared.chances.send_modify(|count| *count += 1);
+        self.tell();
+    }
+
+    fn tell(&self) {
         self.shared.changes.send_modify(|count| *count += 1);
     }
 
     fn changed(&self) {
-        self.tell_waiting();
+        self.tell();
         if let Some(listener) = &self.lock().listener {
             listener();
         }

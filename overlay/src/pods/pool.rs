@@ -226,7 +226,7 @@ impl Served {
                 if addresses.is_in_use(*wished) || taken.contains(wished) {
                     return Err(Refused::InUse(*wished));
                 }
-                if !free.iter().any(|(_, address)| address == wished) {
+                if !is_free(*wished) {
                     return Err(Refused::NoneNow);
                 }
             }
@@ -359,11 +359,11 @@ impl Served {
         each.filter(|(place, address)| self.place_of(*address) == Some(*place))
     }
 
-    /// Whether a pod may have an address, as far as the blocks say.
+    /// Whether a pod may have an address if it asks for it.
     fn is_usable(&self, address: IpAddr) -> bool {
-        self.place_of(address)
-            .and_then(|place| self.pool.blocks.get(place))
-            .is_some_and(|block| addresses_of(block.network).any(|usable| usable == address))
+        let place = self.place_of(address);
+        let block = place.and_then(|place| self.pool.blocks.get(place));
+        block.is_some_and(|block| address != block.network.network() || !has_routers_address(block.network))
     }
 
     /// Where the block of an address stands in the pool.
@@ -402,7 +402,11 @@ impl Served {
 fn addresses_of(block: IpNetwork) -> impl Iterator<Item = IpAddr> {
     let first = number(block.network());
     let last = number(block.broadcast()) - first;
-    // Of a block of two there is no such address (RFC 6164), nor of a block of one.
-    let is_routers = block.is_ipv6() && last > 1;
-    (u128::from(is_routers)..=last.min(MOST)).filter_map(move |place| address(block.is_ipv4(), first + place))
+    (u128::from(has_routers_address(block))..=last.min(MOST))
+        .filter_map(move |place| address(block.is_ipv4(), first + place))
+}
+
+/// Whether the first address of a block is that of its routers. A block of two has none (RFC 6164), nor has one of one.
+fn has_routers_address(block: IpNetwork) -> bool {
+    block.is_ipv6() && block.prefix() < 127
 }
