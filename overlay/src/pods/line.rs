@@ -42,6 +42,11 @@ impl Line {
         self.waiting.len() < before
     }
 
+    /// Whether somebody waits for an interface.
+    pub(super) fn has(&self, key: &AttachmentKey) -> bool {
+        self.waiting.values().any(|waiting| waiting.key == *key)
+    }
+
     pub(super) fn contains(&self, number: u64) -> bool {
         self.waiting.contains_key(&number)
     }

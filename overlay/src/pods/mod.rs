@@ -98,6 +98,13 @@ struct Shared {
     changes: watch::Sender<u64>,
 }
 
+/// What came of an interface's asking.
+struct Given {
+    plan: WiringPlan,
+    /// None where it had its addresses already.
+    new: Option<(Assigned, Appended)>,
+}
+
 /// Records that are on their way into the log.
 struct Appended {
     addition: log::Ticket,
@@ -222,72 +229,87 @@ impl PodNetwork {
     fn add_as(&self, attachment: &Attachment, number: u64) -> Result<WiringPlan, PodError> {
         let now = self.shared.clock.now();
         let device = self.device_called_after(attachment);
-        let (assigned, mtu, appended) = {
-            let mut state = self.lock();
-            let mtu = state.place.mtu()?;
-            if let Some(assigned) = state.addresses.get(&attachment.key)
-                && state.place.has(&assigned.addresses())
-                && assigned.grants(&attachment.wishes)
-            {
-                let plan = wiring::plan_pod(assigned, mtu);
-                state.line.leave(number);
-                drop(state);
-                // The call that gave the address may still be writing.
-                self.sync(self.shared.log.all())?;
-                return Ok(plan);
-            }
-            if !state.line.contains(number) {
-                return Err(PodError::Dismissed(attachment.key.clone()));
-            }
-            let ahead = state.line.ahead_of(number);
-            let addresses = match state.choose(attachment, ahead, now) {
-                Err(error) => {
-                    let is_news = matches!(error, PodError::NoneNow { .. }) && state.line.note_unmet(number);
-                    drop(state);
-                    if is_news {
-                        self.tell();
-                    }
-                    return Err(error);
-                }
-                Ok(addresses) => addresses,
-            };
-            let wished_ports = &attachment.wishes.port_mappings;
-            if let Some((holder, port)) = state.addresses.holder_of_port(wished_ports, &attachment.key) {
-                return Err(PodError::PortInUse {
-                    port: port.host_port,
-                    protocol: port.protocol,
-                    holder: holder.key.container_id.clone(),
-                });
-            }
-            let assigned = Assigned {
-                netns: attachment.netns.clone(),
-                pod: attachment.pod.clone(),
-                mac: attachment.wishes.mac,
-                port_mappings: attachment.wishes.port_mappings.clone(),
-                bandwidth: attachment.wishes.bandwidth,
-                host_ifname: state.host_ifname(attachment, device),
-                boot: self.shared.boot.clone(),
-                ..Assigned::new(attachment.key.clone(), &addresses)
-            };
-            let appended = self.append_addition(&assigned, state.addresses.get(&attachment.key), now)?;
-            state.addresses.assign(assigned.clone(), now.into());
-            state.line.leave(number);
-            (assigned, mtu, appended)
-        };
+        let given = self.give(attachment, number, now, device);
+        if matches!(given, Err(PodError::NoneNow { .. })) && self.lock().line.note_unmet(number) {
+            self.tell();
+        }
         // Outside the lock: concurrent callers share one fdatasync.
+        let Given { plan, new } = given?;
+        let Some((assigned, appended)) = new else {
+            // The call that gave the address may still be writing.
+            self.sync(self.shared.log.all())?;
+            return Ok(plan);
+        };
         if let Err(error) = self.sync(appended.addition) {
             self.lock().addresses.retract(&assigned);
             self.tell_waiting();
             return Err(error);
         }
+        self.note_times(&appended);
+        if self.lock().line.has(&attachment.key) {
+            // Who asks for the same interface has its answer, and holds up those behind until it fetches it.
+            self.tell_waiting();
+        }
+        self.changed();
+        Ok(plan)
+    }
+
+    /// Chooses addresses and queues the record of it.
+    fn give(
+        &self,
+        attachment: &Attachment,
+        number: u64,
+        now: Now,
+        device: Option<Option<MacAddr>>,
+    ) -> Result<Given, PodError> {
+        let mut state = self.lock();
+        let mtu = state.place.mtu()?;
+        if let Some(assigned) = state.addresses.get(&attachment.key)
+            && state.place.has(&assigned.addresses())
+            && assigned.grants(&attachment.wishes)
+        {
+            let plan = wiring::plan_pod(assigned, mtu);
+            state.line.leave(number);
+            return Ok(Given { plan, new: None });
+        }
+        if !state.line.contains(number) {
+            return Err(PodError::Dismissed(attachment.key.clone()));
+        }
+        let addresses = state.choose(attachment, state.line.ahead_of(number), now)?;
+        let wished_ports = &attachment.wishes.port_mappings;
+        if let Some((holder, port)) = state.addresses.holder_of_port(wished_ports, &attachment.key) {
+            return Err(PodError::PortInUse {
+                port: port.host_port,
+                protocol: port.protocol,
+                holder: holder.key.container_id.clone(),
+            });
+        }
+        let assigned = Assigned {
+            netns: attachment.netns.clone(),
+            pod: attachment.pod.clone(),
+            mac: attachment.wishes.mac,
+            port_mappings: attachment.wishes.port_mappings.clone(),
+            bandwidth: attachment.wishes.bandwidth,
+            host_ifname: state.host_ifname(attachment, device),
+            boot: self.shared.boot.clone(),
+            ..Assigned::new(attachment.key.clone(), &addresses)
+        };
+        let appended = self.append_addition(&assigned, state.addresses.get(&attachment.key), now)?;
+        state.addresses.assign(assigned.clone(), now.into());
+        state.line.leave(number);
+        Ok(Given {
+            plan: wiring::plan_pod(&assigned, mtu),
+            new: Some((assigned, appended)),
+        })
+    }
+
+    fn note_times(&self, appended: &Appended) {
         if let Some(error) = appended.times.and_then(|ticket| self.sync(ticket).err()) {
             tracing::warn!(
                 error = model::with_causes(&error),
                 "when addresses came back is not recorded"
             );
         }
-        self.changed();
-        Ok(wiring::plan_pod(&assigned, mtu))
     }
 
     /// Queues the record of an interface. What it had before comes back by it, and with a pool it counts when, which a

@@ -617,7 +617,15 @@ fn as_many_are_served_at_once_as_there_are_addresses_and_who_leaves_the_line_hol
     drop(twin);
     drop(d);
     assert_eq!(pods.unmet(), 1);
+    let mut again = pods.queue(attachment("e"));
+    assert_eq!(futures::FutureExt::now_or_never(again.comes()), None);
     e.add().expect("nobody is before it");
+    assert_eq!(
+        futures::FutureExt::now_or_never(again.comes()),
+        Some(()),
+        "its answer is there"
+    );
+    again.add().expect("the same");
     assert_eq!(pods.unmet(), 0);
     given(&pods, "newcomer");
     // Asked again, the answer is the same.
