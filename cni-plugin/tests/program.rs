@@ -280,7 +280,7 @@ mod privileged {
         let theirs = |arguments: &[&str]| {
             node.host.command("ip", arguments).expect("run ip");
         };
-        theirs(&["link", "add", web_0, "type", "dummy"]);
+        theirs(&["link", "add", web_0, "type", "bridge"]);
         let hosts = [(); 3].map(|()| Host::new("pod").expect("make a namespace"));
         let [first, second, third] = hosts.each_ref().map(Host::path);
         let added = node.run("ADD", "first", &first);
@@ -326,7 +326,7 @@ mod privileged {
             })
         };
         let name = plan.host_ifname.as_str();
-        theirs(&["link", "add", name, "type", "dummy"]);
+        theirs(&["link", "add", name, "type", "bridge"]);
         assert!(apply().is_err());
         assert_eq!(devices(), [name]);
         theirs(&["link", "set", name, "address", &plan.host_mac.to_string()]);

@@ -637,6 +637,8 @@ fn as_many_are_served_at_once_as_there_are_addresses_and_who_leaves_the_line_hol
     none_now(d.add());
 }
 
+type Happens<'a> = Box<dyn FnOnce() + 'a>;
+
 #[tokio::test]
 async fn who_waits_is_woken_by_whatever_may_help_and_by_nothing_else() {
     const LONG: Duration = Duration::from_secs(10);
@@ -646,7 +648,7 @@ async fn who_waits_is_woken_by_whatever_may_help_and_by_nothing_else() {
     given_nothing(&pods);
     let mut turn = pods.queue(attachment("waits"));
     let other = pods.queue(attachment("leaves"));
-    let wakes: [(&str, Box<dyn FnOnce() + '_>); 6] = [
+    let wakes: [(&str, Happens); 6] = [
         (
             "a block comes",
             Box::new(|| pods.serve_pool(pool(&[("10.0.0.1/32", 0), ("10.0.0.2/31", 0)]))),
@@ -656,7 +658,10 @@ async fn who_waits_is_woken_by_whatever_may_help_and_by_nothing_else() {
             "a block is restored",
             Box::new(|| pods.restore(&[network("10.0.0.2/31")]).expect("a pool")),
         ),
-        ("a stranger goes", Box::new(|| pods.hold(HashSet::new()))),
+        (
+            "a stranger goes",
+            Box::new(|| pods.hold([ip("10.0.0.2"), ip("10.0.0.3")].into())),
+        ),
         ("another one leaves the line", Box::new(|| drop(other))),
         (
             "the mode changes",
