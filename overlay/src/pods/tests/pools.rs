@@ -186,8 +186,8 @@ fn pods_are_put_together_so_that_blocks_and_interfaces_become_free() {
         ),
         (
             "of blocks that are in use alike the primary interface's, which is never given back",
-            &[("10.0.1.0/28", 1), ("10.0.0.0/28", 0)],
-            &["10.0.1.3", "10.0.0.3"],
+            &[("10.0.1.0/28", 1), ("10.0.2.0/28", 1), ("10.0.0.0/28", 0)],
+            &["10.0.1.3", "10.0.2.3", "10.0.0.3"],
             "10.0.0.0",
         ),
         (
