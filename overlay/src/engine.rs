@@ -493,7 +493,7 @@ pub(crate) fn speaks(family: IpFamily) -> bool {
 
 pub(crate) fn routes_of(pods: &[Assigned]) -> impl Iterator<Item = PodRoute> {
     let routes = |assigned: &Assigned| {
-        let (host_ifname, pod_mac) = (host_ifname(&assigned.key), pod_mac(assigned));
+        let (host_ifname, pod_mac) = (host_ifname(assigned), pod_mac(assigned));
         assigned.addresses().map(|_, address| PodRoute {
             address: *address,
             host_ifname: host_ifname.clone(),

@@ -160,7 +160,7 @@ pub fn live_pods(pods: Option<&PodNetwork>) -> Result<LivePods, Error> {
     let mirror = Mirror::read(&mut Netlink::open()?, &ByFamily::default())?;
     let mut recorded = recorded(pods);
     let devices = without_record(&mirror, &recorded);
-    recorded.retain(|pod| mirror.links.contains_key(&host_ifname(&pod.key)));
+    recorded.retain(|pod| mirror.links.contains_key(&host_ifname(pod)));
     Ok(LivePods { recorded, devices })
 }
 
