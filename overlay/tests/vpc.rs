@@ -445,6 +445,9 @@ mod privileged {
             value == "2"
         });
 
+        // As a DEL does it: the device first.
+        let device = overlay::pods::wiring::host_ifname(&key(SECOND));
+        command(&vpc.node, &format!("ip link del {device}"));
         vpc.pods.remove(&key(SECOND)).expect("written");
         let now = || (vpc.our_rules(), vpc.our_routes());
         wait::until_value("what the pod had is gone", SOON, now, |now| *now == without);

@@ -58,7 +58,8 @@ pub trait Kernel {
 
     /// Rules of policy routing of both families, those of each in the order in which they are asked.
     fn all_rules(&mut self) -> Result<Vec<Rule>>;
-    /// Adds a rule. One that asks and does the same, whoever made it, stays alone: the kernel would keep both.
+    /// Adds a rule. The same one stays alone, which the kernel would keep beside the new one. Of an equal one of another
+    /// maker some kernels have both afterwards (6.18), others that one alone: see [`Kernel::take_over_rule`].
     fn add_rule(&mut self, rule: &Rule) -> Result<()>;
     /// Puts a rule of that protocol in the place of one that somebody else made. There is no moment without.
     fn take_over_rule(&mut self, theirs: &Rule, protocol: u8) -> Result<()>;

@@ -632,7 +632,7 @@ mod privileged {
                 "snat to 192.0.2.7 random",
                 "snat to 192.0.2.7 fully-random",
                 "ct state new ct mark set ct mark | 0x00000080",
-                "ct mark & 0x00000080 == 0x00000080 meta mark set mark | 0x00000080",
+                "ct mark & 0x00000080 == 0x00000080 meta mark set meta mark | 0x00000080",
             ];
             assert_eq!(rules, expected, "{listing}");
         });

@@ -255,6 +255,52 @@ fn what_is_not_wanted_any_more_goes_and_nothing_else() {
 }
 
 #[test]
+fn the_last_state_counts_however_the_ones_before_it_came() {
+    type Step = fn(&mut Node);
+    let steps: [Step; 5] = [
+        |node| node.ways.interfaces = None,
+        |node| node.pods.truncate(1),
+        |node| {
+            let more = Node::new();
+            (node.ways, node.pods) = (more.ways, more.pods);
+            node.ways.node_ports = false;
+        },
+        |node| node.ways.external_services = vec![network("198.51.100.0/24")],
+        |node| {
+            if let Some(interfaces) = &mut node.ways.interfaces {
+                interfaces.others[0].device_index = 4;
+            }
+        },
+    ];
+    let last = |node: &mut Node| {
+        let ways = Node::new();
+        (node.ways, node.pods) = (ways.ways, ways.pods);
+    };
+    let good = Node::new().settle();
+    let orders: [&[usize]; 6] = [
+        &[],
+        &[0, 1, 2, 3, 4],
+        &[4, 3, 2, 1, 0],
+        &[0, 0, 1, 1, 2, 2, 3, 3, 4, 4],
+        &[2, 4, 2, 4],
+        &[3, 0, 4, 1, 2],
+    ];
+    for order in orders {
+        for squashed in [false, true] {
+            let mut node = Node::new();
+            for step in order {
+                steps[*step](&mut node);
+                if !squashed {
+                    node.pass();
+                }
+            }
+            last(&mut node);
+            assert_eq!(node.settle(), good, "{order:?} {squashed}");
+        }
+    }
+}
+
+#[test]
 fn nothing_goes_before_the_interfaces_are_known() {
     let mut node = Node::new();
     let good = node.settle();
