@@ -334,6 +334,15 @@ mod privileged {
             assert_eq!(seen, ip(own));
         }
 
+        // Who knows the pod by its own address out of the VPC, as over a peering, is answered by it.
+        for (pod, own) in [(&first, FIRST), (&second, SECOND)] {
+            let at = SocketAddr::new(ip(own), PORT);
+            let seen = wait::until("a pod's own address", SOON, || {
+                talk((&vpc.router, OUTSIDE), pod, at, at)
+            });
+            assert_eq!(seen, ip(OUTSIDE));
+        }
+
         vpc.ways.send_modify(|ways| ways.snat = Snat::External);
         for (pod, place, expected) in [
             (&first, OUTSIDE, FIRST),
