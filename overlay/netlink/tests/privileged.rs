@@ -558,9 +558,9 @@ fn rules_read_back_as_written_are_never_doubled_and_change_their_maker_in_place(
             let rules = kernel.all_rules().expect("list").into_iter();
             rules.filter(|rule| rule.priority == 200).collect()
         };
-        assert_eq!(of_priority(&mut kernel), [theirs.clone()]);
+        assert_eq!(of_priority(&mut kernel), std::slice::from_ref(&theirs));
         kernel.take_over_rule(&theirs, PROTOCOL).expect("take over");
-        assert_eq!(of_priority(&mut kernel), [own.clone()]);
+        assert_eq!(of_priority(&mut kernel), std::slice::from_ref(&own));
         let others = Rule {
             protocol: 4,
             ..own.clone()
