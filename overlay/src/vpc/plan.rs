@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
+use std::ops::RangeInclusive;
 
 use ipnetwork::{IpNetwork, Ipv4Network};
 use model::wiring::ROUTE_PROTOCOL;
@@ -24,8 +25,8 @@ const TO_EXTERNAL_SERVICE: u32 = 1535;
 const FROM_POD: u32 = 1536;
 const FROM_INTERFACE: u32 = 32765;
 
-/// Tables from here on are the kernel's (`RT_TABLE_DEFAULT`).
-const FIRST_TABLE_OF_THE_KERNEL: u32 = 253;
+/// Tables that are the kernel's: from `RT_TABLE_DEFAULT` to `RT_TABLE_LOCAL`.
+const KERNELS_TABLES: RangeInclusive<u32> = 253..=255;
 
 /// A subnet with a gateway, another host and a broadcast address.
 const LONGEST_SUBNET_BITS: u8 = 30;
@@ -270,7 +271,7 @@ fn uplink(interface: &Interface, mtu: Mtu) -> Result<Uplink, String> {
         ));
     }
     let table = device_index.saturating_add(1);
-    if *device_index == 0 || table >= FIRST_TABLE_OF_THE_KERNEL && table < 256 {
+    if *device_index == 0 || KERNELS_TABLES.contains(&table) {
         return Err(format!(
             "has the device index {device_index}, whose table is not an interface's"
         ));

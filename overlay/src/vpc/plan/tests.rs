@@ -140,7 +140,8 @@ fn external_services_are_reached_by_the_primary_interface_and_may_answer_by_anot
 #[test]
 fn a_pod_of_no_interface_keeps_the_rules_that_it_has() {
     let rules = |pod: &str| format!("512: to {pod} table 254");
-    let rows: [(&str, &str, fn(&mut Ways)); 3] = [
+    type Change = fn(&mut Ways);
+    let rows: [(&str, &str, Change); 3] = [
         ("10.0.9.9", "is of no interface that is served", |_| ()),
         ("10.0.1.7", "is of several interfaces", |ways| {
             if let Some(interfaces) = &mut ways.interfaces {
@@ -170,7 +171,8 @@ fn a_pod_of_no_interface_keeps_the_rules_that_it_has() {
 
 #[test]
 fn an_interface_that_cannot_be_served_is_told_and_stops_no_other() {
-    let rows: [(&str, fn(&mut Interface)); 8] = [
+    type Spoil = fn(&mut Interface);
+    let rows: [(&str, Spoil); 8] = [
         ("has another interface's MAC address", |bad| bad.mac = mac(0)),
         ("has another interface's MAC address", |bad| bad.mac = mac(1)),
         ("has another interface's device index 1", |bad| {

@@ -312,7 +312,8 @@ fn nothing_goes_before_the_interfaces_are_known() {
 
 #[test]
 fn a_pod_whose_interface_is_not_listed_any_more_leaves_by_it_all_the_same() {
-    let losses: [(fn(&mut Interfaces), &[&str]); 2] = [
+    type Loss = fn(&mut Interfaces);
+    let losses: [(Loss, &[&str]); 2] = [
         (|interfaces| interfaces.others[0].blocks.clear(), &[]),
         (
             |interfaces| interfaces.others.clear(),
