@@ -401,6 +401,21 @@ fn rules_of_others_stay_and_equal_ones_become_ours_without_being_doubled() {
 }
 
 #[test]
+fn routes_of_others_in_an_interfaces_table_stay() {
+    let mut node = Node::new();
+    node.settle();
+    let theirs = Route {
+        table: 2,
+        ..Route::on_link(network("192.0.2.0/24"), node.eth1(), BY_HAND)
+    };
+    node.kernel.routes.push(theirs.clone());
+    assert_eq!(node.pass(), (Vec::new(), Vec::new()));
+    node.pods.clear();
+    node.pass();
+    assert!(node.kernel.routes.contains(&theirs));
+}
+
+#[test]
 fn a_foreign_rule_that_leads_a_pods_packets_elsewhere_is_told_and_left_alone() {
     let mut node = Node::new();
     let other = Rule {
