@@ -11,8 +11,9 @@ use netlink::{
     Forwarding, Kernel, Link, LinkChange, LinkKind, Namespace, Neighbour, Netlink, Result, Route, Vxlan,
 };
 
-use crate::engine::{routes_of, speaks};
+use crate::engine::speaks;
 use crate::fast_path::{Passage, passage};
+use crate::own_pods::routes_of;
 use crate::plan::{Device, Half, Plan, Remote};
 use crate::pods::Assigned;
 use crate::pods::wiring::host_ifname;

@@ -20,17 +20,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
-use model::IpFamily;
 use model::wiring::{ENI_IFNAME_PREFIX, HOST_IFNAME_PREFIX};
+use model::{IpFamily, with_causes};
 use netlink::nft::object::ChainKind;
 use netlink::nft::rule::{Comparison, Expression, Interface, KeyField, PacketHeader, Register};
 use netlink::nft::{
-    BaseChain, Chain, Contents, Element, ElementData, Hook, Layout, Rule, Set, SetKind, Table,
+    BaseChain, Chain, Contents, Element, ElementData, Hook, Layout, Nft, Rule, Set, SetKind, Table,
 };
 
 use crate::owned_table::{OwnedTable, nft_family, octets};
 use crate::plan::{Half, Remote};
-use crate::reconcile::PodRoute;
+use crate::reconcile::{Outcome, PodRoute};
 
 /// The tables that are ours.
 const TABLE: &str = "causeway-guard";
@@ -92,6 +92,29 @@ fn prefixes_of(pods: &[PodRoute]) -> &'static [&'static str] {
         &[HOST_IFNAME_PREFIX, ENI_IFNAME_PREFIX]
     } else {
         &[HOST_IFNAME_PREFIX]
+    }
+}
+
+/// Makes the kernel's table of a version of IP what it shall be; where nothing is `known`, nobody wants one.
+pub(crate) fn keep(
+    nft: &mut Nft,
+    family: IpFamily,
+    half: Option<&Half>,
+    pods: &[PodRoute],
+    known: Option<Known>,
+    outcome: &mut Outcome,
+) {
+    let kept = match known {
+        Some(known) => plan(family, half, pods, known)
+            .keep(nft)
+            .map(|written| written.changes),
+        None => nft.remove(&table(family)).map(usize::from),
+    };
+    match kept {
+        Ok(writes) => outcome.writes += writes,
+        Err(error) => outcome
+            .problems
+            .push(format!("anti-spoofing: {}", with_causes(&error))),
     }
 }
 

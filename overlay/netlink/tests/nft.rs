@@ -8,7 +8,7 @@ mod privileged {
 
     use netlink::nft::fake::FakeTables;
     use netlink::nft::object::ChainKind;
-    use netlink::nft::rule::{Comparison, Expression, Interface, KeyField, Register, Reject};
+    use netlink::nft::rule::{Comparison, Expression, Interface, KeyField, Register, Reject, SourcePorts};
     use netlink::nft::{
         BaseChain, Batch, Chain, Contents, DataType, Element, ElementData, Error, Family, Hook, Layout,
         Monitor, Nft, Repair, Rule, Set, SetKind, Table, Verdict,
@@ -596,6 +596,45 @@ mod privileged {
                 ("ip6", "raw", "prerouting", false),
             ];
             assert_eq!(found, expected, "{}", listing());
+        });
+    }
+
+    #[test]
+    fn sources_and_marks_of_connections_are_what_nft_makes_of_them() {
+        in_namespace("snat", || {
+            let address = "192.0.2.7".parse().expect("an address");
+            let ports = [SourcePorts::Kept, SourcePorts::Random, SourcePorts::FullyRandom];
+            let mut layout = Layout::new(table());
+            layout.add_chain(
+                Chain::base("postrouting", BaseChain::POSTROUTING_NAT),
+                ports.map(|ports| Rule::new(format!("{ports:?}")).source_nat(address, ports)),
+            );
+            let filter = BaseChain::new(ChainKind::Filter, Hook::Prerouting, -80);
+            layout.add_chain(
+                Chain::base("marks", filter),
+                [
+                    Rule::new("new")
+                        .connection_is_new()
+                        .set_connection_mark_bits(0x80),
+                    Rule::new("restored").connection_mark(0x80).set_mark_bits(0x80),
+                ],
+            );
+            let mut nft = Nft::open().expect("a socket");
+            assert_eq!(nft.ensure(&layout).expect("taken"), Repair::Rebuilt);
+            assert_eq!(nft.ensure(&layout).expect("taken"), Repair::Unchanged);
+            let listing = listing();
+            let rules: Vec<&str> = listing
+                .lines()
+                .filter_map(|line| Some(line.split_once(" comment ")?.0.trim()))
+                .collect();
+            let expected = [
+                "snat to 192.0.2.7",
+                "snat to 192.0.2.7 random",
+                "snat to 192.0.2.7 fully-random",
+                "ct state new ct mark set ct mark | 0x00000080",
+                "ct mark & 0x00000080 == 0x00000080 meta mark set meta mark | 0x00000080",
+            ];
+            assert_eq!(rules, expected, "{listing}");
         });
     }
 }
