@@ -123,7 +123,7 @@ async fn each_wait_ends() {
                 call: ms(120),
                 ..long
             },
-            "request has timed out: operation timeout (all attempts including retries) occurred after 120ms: timed out",
+            "request has timed out: operation timeout (all attempts including retries) occurred after 120ms",
         ),
         (
             Reply::Stall,
@@ -131,7 +131,7 @@ async fn each_wait_ends() {
                 call: ms(120),
                 ..long
             },
-            "request has timed out: operation timeout (all attempts including retries) occurred after 120ms: timed out",
+            "request has timed out: operation timeout (all attempts including retries) occurred after 120ms",
         ),
     ];
     for (reply, timeouts, words) in rows {
