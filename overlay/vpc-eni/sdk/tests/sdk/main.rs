@@ -5,6 +5,7 @@
 
 mod calls;
 mod credentials;
+mod end_to_end;
 mod failures;
 mod metadata;
 mod server;
