@@ -15,7 +15,9 @@ use crate::xml::OWNER;
 /// The header with a session's token.
 const TOKEN: &str = "x-aws-ec2-metadata-token";
 /// The header with how long a session lasts, in seconds.
-const TTL: &str = "x-aws-ec2-metadata-token-ttl-seconds";
+pub(crate) const TTL: &str = "x-aws-ec2-metadata-token-ttl-seconds";
+/// Where a session begins.
+pub(crate) const TOKEN_PATH: &str = "/latest/api/token";
 /// How long a session may last: six hours.
 const LONGEST: u64 = 21_600;
 /// The role of every instance.
@@ -48,7 +50,7 @@ impl Sessions {
         if mood.is_disabled {
             return status(StatusCode::FORBIDDEN);
         }
-        if path == "/latest/api/token" {
+        if path == TOKEN_PATH {
             return Some(self.open(method, headers));
         }
         if *method != Method::GET {

@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use vpc_eni::ec2::{InstanceId, Why};
 
-use crate::metadata::Sessions;
+use crate::metadata::{Sessions, TOKEN_PATH, TTL};
 use crate::request::Refusal;
 use crate::{Cloud, query, xml};
 
@@ -97,9 +97,16 @@ impl Server {
                 request.uri().path(),
                 request.headers(),
             );
+            // A session's token comes with how long it lasts; AWS's SDKs take none without.
+            let lasts = request.headers().get(TTL).cloned();
+            let lasts = lasts.filter(|_| request.uri().path() == TOKEN_PATH);
             async move {
                 let (status, body) = answer.ok_or(Silence)?;
-                Ok(response(status, "text/plain", body))
+                let mut response = response(status, "text/plain", body);
+                if let Some(lasts) = lasts.filter(|_| status.is_success()) {
+                    response.headers_mut().insert(TTL, lasts);
+                }
+                Ok(response)
             }
         };
         tokio::spawn(accept(into_tokio(listener)?, self.stop.clone(), handle));
