@@ -102,11 +102,7 @@ fn sdk_tags(tags: &Tags) -> Vec<Tag> {
     tags.iter().map(tag).collect()
 }
 
-fn names(groups: &[SecurityGroupId]) -> Option<Vec<String>> {
-    let names: Vec<String> = groups.iter().map(ToString::to_string).collect();
-    Some(names).filter(|names| !names.is_empty())
-}
-
+/// As a list of a request; one that is empty is left out.
 fn texts<T: ToString>(values: &[T]) -> Option<Vec<String>> {
     let texts: Vec<String> = values.iter().map(ToString::to_string).collect();
     Some(texts).filter(|texts| !texts.is_empty())
@@ -255,7 +251,7 @@ impl Ec2 for Client {
             .ec2
             .create_network_interface()
             .subnet_id(&subnet.0)
-            .set_groups(names(groups))
+            .set_groups(texts(groups))
             .description(description)
             .client_token(client_token);
         if !new.tags.is_empty() {
@@ -304,7 +300,7 @@ impl Ec2 for Client {
             .ec2
             .modify_network_interface_attribute()
             .network_interface_id(&eni.0)
-            .set_groups(names(groups));
+            .set_groups(texts(groups));
         done(Action::ModifyNetworkInterfaceAttribute, call.send().await)
     }
 

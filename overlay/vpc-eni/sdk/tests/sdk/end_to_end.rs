@@ -138,7 +138,7 @@ async fn an_interface_lives_from_its_making_to_its_end() {
         tag_key: "owner".to_owned(),
         tag_value: Some("causeway".to_owned()),
     };
-    assert_eq!(world.listed(&available).await, [made.clone()]);
+    assert_eq!(world.listed(&available).await, std::slice::from_ref(&made));
 
     let attachment = client.attach(&made.id, &world.instance, 1).await.unwrap();
     client.delete_on_termination(&made.id, &attachment).await.unwrap();

@@ -112,26 +112,26 @@ async fn each_wait_ends() {
         (
             Reply::Silence,
             Timeouts {
-                read: ms(120),
+                read: ms(500),
                 ..long
             },
-            "dispatch failure: timeout: HTTP read timeout occurred after 120ms: timed out",
+            "dispatch failure: timeout: HTTP read timeout occurred after 500ms: timed out",
         ),
         (
             Reply::Silence,
             Timeouts {
-                call: ms(120),
+                call: ms(500),
                 ..long
             },
-            "request has timed out: operation timeout (all attempts including retries) occurred after 120ms",
+            "request has timed out: operation timeout (all attempts including retries) occurred after 500ms",
         ),
         (
             Reply::Stall,
             Timeouts {
-                call: ms(120),
+                call: ms(500),
                 ..long
             },
-            "request has timed out: operation timeout (all attempts including retries) occurred after 120ms",
+            "request has timed out: operation timeout (all attempts including retries) occurred after 500ms",
         ),
     ];
     for (reply, timeouts, words) in rows {
