@@ -235,7 +235,7 @@ impl FromIterator<IpNetwork> for Addresses {
 }
 
 /// EC2's actions, by their names in the API: what a policy of IAM must allow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[expect(missing_docs, reason = "EC2's documents say what each does")]
 pub enum Action {
     AssignIpv6Addresses,

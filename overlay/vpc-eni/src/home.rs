@@ -55,8 +55,8 @@ pub trait Home: Send + Sync + 'static {
     fn has_device(&self, mac: MacAddr) -> bool;
 
     /// From now on pods are given addresses of these interfaces, and of no other. What was withdrawn and is among them
-    /// is given again.
-    fn serve(&self, interfaces: &[Interface]);
+    /// is given again. `blocked` says why there will not be more, where that is so.
+    fn serve(&self, interfaces: &[Interface], blocked: Option<&str>);
 
     /// Who has what, now.
     fn census(&self) -> Census;

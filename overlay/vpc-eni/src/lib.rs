@@ -8,5 +8,6 @@ pub mod ipam;
 mod pace;
 pub mod plan;
 pub mod settings;
+pub mod tally;
 pub mod undertaking;
 pub mod warm;

@@ -22,11 +22,12 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::ec2::{Ec2, Eni, EniId, Identity, Instance, Limits, Metadata, Subnet, SubnetId};
+use crate::ec2::{Action, Ec2, Eni, EniId, Identity, Instance, Limits, Metadata, Subnet, SubnetId};
 use crate::home::{Facts, Home, Interface};
 use crate::pace::Pace;
 use crate::plan::{self, Block, View};
 use crate::settings::{PodFamily, Settings};
+use crate::tally::{Calls, Tallied};
 use crate::undertaking::{FileError, Undertaking, Undertakings};
 use crate::warm::{Stock, Target, Targets, Unit};
 use node::{Held, Node};
@@ -78,11 +79,15 @@ pub struct Status {
     pub total: u32,
     /// See above.
     pub assigned: u32,
+    /// Addresses that pods can have at the most, with all interfaces full.
+    pub most_addresses: u32,
+    /// Calls to EC2 so far.
+    pub calls: BTreeMap<Action, Calls>,
 }
 
 /// What the manager works with.
 pub struct Ipam<E, M, H> {
-    ec2: E,
+    ec2: Tallied<E>,
     metadata: M,
     home: H,
     settings: Settings,
@@ -157,7 +162,7 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
                 began: SystemTime::now(),
                 at: now,
             },
-            ec2,
+            ec2: Tallied::new(ec2),
             metadata,
             home,
             settings,
@@ -356,6 +361,12 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
         limits.interfaces.min(wished).min(told)
     }
 
+    fn most_addresses(&self, limits: Limits) -> u32 {
+        let of_each = limits.addresses_per_interface.saturating_sub(1) * self.unit(limits).size();
+        let primary = u32::from(self.settings.custom_networking.is_some());
+        self.most_interfaces(limits).saturating_sub(primary) * of_each
+    }
+
     /// The interfaces whose addresses pods are given, as far as their devices are there.
     fn serving(&mut self) -> Vec<Interface> {
         let mut serving = Vec::new();
@@ -402,12 +413,15 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
 
     fn publish(&mut self) {
         if self.node.is_none() {
-            let problems = self.problems.clone();
-            self.status.send_modify(|status| status.problems = problems);
+            let (problems, calls) = (self.problems.clone(), self.ec2.calls());
+            self.status.send_modify(|status| {
+                status.problems = problems;
+                status.calls = calls;
+            });
             return;
         }
         let serving = self.serving();
-        self.home.serve(&serving);
+        self.home.serve(&serving, self.problems.growth().as_deref());
         let census = self.home.census();
         self.note_stranded(&census.stranded);
         let stock = self.limits.map_or_else(Stock::default, |limits| {
@@ -421,6 +435,8 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
             most_interfaces: self.limits.map_or(0, |limits| self.most_interfaces(limits)),
             total: stock.total,
             assigned: stock.assigned,
+            most_addresses: self.limits.map_or(0, |limits| self.most_addresses(limits)),
+            calls: self.ec2.calls(),
         };
         self.status.send_if_modified(|before| {
             let differs = *before != status;

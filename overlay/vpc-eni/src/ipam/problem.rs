@@ -92,6 +92,16 @@ impl Problems {
             .map(|(subject, problem)| (subject.as_str(), problem))
     }
 
+    /// What keeps new addresses from coming.
+    #[must_use]
+    pub fn growth(&self) -> Option<String> {
+        let others = ["device of ", "leaks", "stranded"];
+        let mut problems = self
+            .iter()
+            .filter(|(subject, _)| !others.iter().any(|other| subject.starts_with(other)));
+        problems.next().map(|(_, problem)| problem.to_string())
+    }
+
     /// Whether there is none.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -131,7 +131,7 @@ impl Home for Book {
             .any(|eni| eni.mac == mac)
     }
 
-    fn serve(&self, interfaces: &[Interface]) {
+    fn serve(&self, interfaces: &[Interface], _blocked: Option<&str>) {
         let mut pages = self.pages();
         pages.blocks = interfaces
             .iter()
