@@ -112,9 +112,11 @@ impl Cloud {
         }
     }
 
-    /// Changes the weather.
+    /// Changes the weather. What changes it may look at the cloud meanwhile.
     pub fn set_weather(&self, change: impl FnOnce(&mut Weather)) {
-        change(&mut self.lock().weather);
+        let mut weather = self.weather();
+        change(&mut weather);
+        self.lock().weather = weather;
         self.tell();
     }
 

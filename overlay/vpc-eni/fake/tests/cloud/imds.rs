@@ -34,7 +34,6 @@ impl Node {
         self.http.send("GET", self.at, path, &headers, "").await.unwrap()
     }
 
-    #[track_caller]
     async fn text(&self, path: &str) -> String {
         let (status, text) = self.get(&format!("/latest/{path}")).await;
         assert_eq!(status, StatusCode::OK, "{path}");
