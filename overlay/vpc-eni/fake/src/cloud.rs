@@ -112,9 +112,11 @@ impl Cloud {
         }
     }
 
-    /// Changes the weather.
+    /// Changes the weather. What changes it may look at the cloud meanwhile.
     pub fn set_weather(&self, change: impl FnOnce(&mut Weather)) {
-        change(&mut self.lock().weather);
+        let mut weather = self.weather();
+        change(&mut weather);
+        self.lock().weather = weather;
         self.tell();
     }
 
@@ -477,8 +479,7 @@ impl Inner {
         let count = self.counts.entry(action).or_default();
         *count += 1;
         let fault = self.faults.remove(&(action, *count));
-        let verdict = self.judge(&request, fault, now);
-        let (verdict, outcome) = verdict;
+        let (verdict, outcome) = self.judge(&request, fault, now);
         self.calls.push(Call {
             at: now,
             request,
@@ -518,10 +519,9 @@ impl Inner {
     /// What is refused without being looked at.
     fn refuses(&mut self, action: Action, now: Instant) -> Option<Refusal> {
         let too_often = || Refusal::new("RequestLimitExceeded", "Request limit exceeded.");
-        if let Some(&rate) = self.weather.limits.get(&action) {
-            if !self.bucket(action, rate, now).take(now) {
-                return Some(too_often());
-            }
+        let rate = self.weather.limits.get(&action).copied();
+        if rate.is_some_and(|rate| !self.bucket(action, rate, now).take(now)) {
+            return Some(too_often());
         }
         let per_cent = self.weather.throttled_per_cent;
         if per_cent > 0 && self.chance.random_range(0..100) < per_cent {

@@ -151,7 +151,7 @@ pub enum Reply {
     /// A new interface.
     Created {
         /// The interface.
-        interface: Interface,
+        interface: Box<Interface>,
         /// The token that it was asked for with.
         client_token: String,
     },

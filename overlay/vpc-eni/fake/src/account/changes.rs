@@ -27,7 +27,7 @@ impl Account {
             }
             let now = self.interfaces.get(&made.eni.id).unwrap_or(made);
             return Ok(Reply::Created {
-                interface: now.clone(),
+                interface: Box::new(now.clone()),
                 client_token: new.client_token.clone(),
             });
         }
@@ -37,7 +37,7 @@ impl Account {
             self.tokens.insert(new.client_token.clone(), made);
         }
         Ok(Reply::Created {
-            interface,
+            interface: Box::new(interface),
             client_token: new.client_token.clone(),
         })
     }
@@ -134,7 +134,8 @@ impl Account {
             return Err(Refusal::new("AttachmentLimitExceeded", message));
         }
         let held = &interface.eni;
-        if !limits.is_nitro && !(held.prefixes.is_empty() && held.prefixes_v6.is_empty()) {
+        let has_prefixes = !held.prefixes.is_empty() || !held.prefixes_v6.is_empty();
+        if has_prefixes && !limits.is_nitro {
             return Err(prefixes_need_nitro(&machine.instance_type));
         }
         check_room(
@@ -446,6 +447,7 @@ fn slots_v6(eni: &Eni) -> u32 {
 fn check_room(amount: Amount, taken: u32, more: u32, most: u32) -> Result<(), Refusal> {
     let (taken, code) = match amount {
         Amount::Addresses(_) | Amount::Prefixes(_) => (taken, "PrivateIpAddressLimitExceeded"),
+        // EC2's reference does not name the code for IPv6; this is what the manager takes for it.
         Amount::PrefixesV6(_) => (taken, "Ipv6AddressLimitExceeded"),
     };
     if taken.saturating_add(more) > most {

@@ -9,9 +9,6 @@ use ipnetwork::{Ipv4Network, Ipv6Network};
 const BLOCK: u32 = 16;
 /// The first addresses of a subnet that AWS keeps: network, router, DNS, and one for later; the last is the fifth.
 const KEPT_AT_START: u32 = 4;
-/// Any odd number walks through all of a power of two.
-const STRIDE: u32 = 2_731;
-
 /// Where the search for free addresses begins.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Order {
@@ -61,7 +58,7 @@ impl Space {
         }
         let (first, stride) = match order {
             Order::Ascending => (0, 1),
-            Order::Scattered(first) => (first, STRIDE),
+            Order::Scattered(first) => (first, scattering_stride(self.size)),
         };
         let taken: Vec<u32> = (0..self.size)
             .map(|step| self.start + first.wrapping_add(step.wrapping_mul(stride)) % self.size)
@@ -89,6 +86,11 @@ impl Space {
             |first| Ipv4Network::new(Ipv4Addr::from(first), 28).expect("invariant: 28 is a prefix length");
         Some(taken.into_iter().map(block).collect())
     }
+}
+
+/// Steps of the golden ratio leave the smallest gaps that are alike; an odd step comes to all of a power of two.
+fn scattering_stride(size: u32) -> u32 {
+    (size / 1_000 * 618 + size % 1_000 * 618 / 1_000) | 1
 }
 
 /// So many `/80` blocks of a `/64` that are in none of `used`. The first holds what the VPC keeps, and is not given.

@@ -693,7 +693,6 @@ async fn what_is_refused_is_refused_over_http_in_the_same_words() {
         let (world, twin) = (World::new(), World::new());
         let request = (row.ask)(&world);
         let error = twin.cloud.call((row.ask)(&twin)).await.expect_err(row.claim);
-        // Two members of the form are checked before the cloud is asked.
         let http = Http::new(&world.cloud);
         let (status, code, message) = http.call(&request).await.expect_err(row.claim);
         assert_eq!(status, StatusCode::BAD_REQUEST, "{}", row.claim);

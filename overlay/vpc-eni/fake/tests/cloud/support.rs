@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use bytes::Bytes;
 use fake_vpc::request::{Attribute, Reply, Request, Search};
 use fake_vpc::{Client, Cloud, Server};
-use http::{HeaderMap, StatusCode};
+use http::StatusCode;
 use http_body_util::{BodyExt, Full};
 use hyper_util::client::legacy::Client as HttpClient;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -203,13 +203,6 @@ impl Http {
 
 pub(crate) fn loopback() -> SocketAddr {
     (IpAddr::V4(Ipv4Addr::LOCALHOST), 0).into()
-}
-
-pub(crate) fn header_map(headers: &[(&'static str, &str)]) -> HeaderMap {
-    headers
-        .iter()
-        .map(|(name, value)| ((*name).parse().unwrap(), value.parse().unwrap()))
-        .collect()
 }
 
 /// A request as a form, written from EC2's reference.
