@@ -263,6 +263,17 @@ fn pods_have_addresses_of_the_vpc_and_interfaces_come_and_go_with_them() -> Resu
         || world.ip(&["rule"]).unwrap_or_default(),
         |rules| rules.matches("512:").count() == 5 && rules.matches("1536:").count() == 2,
     );
+    let told = world.node.get(61_679, "/v1/enis")?;
+    let (_, told) = told.split_once("\r\n\r\n").context("an answer")?;
+    let told: Value = serde_json::from_str(told)?;
+    assert_eq!(
+        (
+            &told["AssignedIPs"],
+            told["ENIs"].as_object().map(|enis| enis.len())
+        ),
+        (&json!(5), Some(2)),
+        "{told}"
+    );
     let table = world.ip(&["route", "show", "table", "2"])?;
     assert!(table.contains("default via 172.30.8.1 dev eth1"), "{table}");
 

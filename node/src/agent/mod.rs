@@ -376,6 +376,14 @@ fn start_vpc_eni(
             shutdown,
         )
     });
+    let (section, told_pods, status) = (section.clone(), pods.clone(), sources.vpc_eni.clone());
+    supervisor.start("vpc-introspection", move |part, shutdown| {
+        let (section, pods, status) = (section.clone(), told_pods.clone(), status.clone());
+        async move {
+            let status = status.context("invariant: it is there where the section is")?;
+            vpc_eni::serve_introspection(section, status, pods, part, shutdown).await
+        }
+    });
     start_cni(supervisor, config, pods, sources);
 }
 

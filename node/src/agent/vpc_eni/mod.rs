@@ -6,6 +6,8 @@
 //!                             └─ interfaces ─► overlay::vpc ─► rules, tables, translation
 //! ```
 
+mod introspection;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,6 +26,8 @@ use vpc_eni::home::{Census, Facts, Home, Interface, Use};
 use vpc_eni::ipam::{Ipam, Status};
 use vpc_eni::settings::{Randomize, Settings};
 use vpc_eni_sdk::{Client, ImdsMetadata};
+
+pub use introspection::serve as serve_introspection;
 
 use super::pod_network::Pods;
 use super::supervisor::Part;
