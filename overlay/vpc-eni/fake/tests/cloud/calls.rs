@@ -422,7 +422,8 @@ async fn pages(world: &World, http: &Http) -> Vec<Vec<String>> {
                 .map(|item| item.at(&["networkInterfaceId"]).text.clone())
                 .collect(),
         );
-        // Whatever comes meanwhile comes after, and moves nothing.
+        assert!(pages.len() < 10, "no end: {pages:?}");
+        // What goes meanwhile moves nothing else.
         if pages.len() == 1 {
             world.cloud.take_interface(&EniId(pages[0][0].clone())).unwrap();
         }
