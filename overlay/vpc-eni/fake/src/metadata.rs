@@ -209,3 +209,37 @@ fn credentials() -> String {
         date(end),
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use vpc_eni::ec2::Tags;
+
+    use super::*;
+    use crate::Cloud;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_session_lasts_as_long_as_was_asked_for() {
+        let cloud = Cloud::new(0);
+        let vpc = cloud.make_vpc(&["10.0.0.0/16".parse().unwrap()]).unwrap();
+        let network = "10.0.0.0/24".parse().unwrap();
+        let subnet = cloud
+            .make_subnet(&vpc, network, "eu-west-1a", Tags::new())
+            .unwrap();
+        let instance = cloud.make_instance("m5.large", &subnet, &[]).unwrap();
+        let mut sessions = Sessions::new(cloud.imds(&instance));
+
+        let ttl = HeaderMap::from_iter([(http::HeaderName::from_static(TTL), "60".parse().unwrap())]);
+        let (status, token) = sessions.answer(&Method::PUT, "/latest/api/token", &ttl).unwrap();
+        assert_eq!(status, StatusCode::OK);
+        let session = HeaderMap::from_iter([(http::HeaderName::from_static(TOKEN), token.parse().unwrap())]);
+        let mut ask = || {
+            sessions
+                .answer(&Method::GET, "/latest/meta-data/instance-id", &session)
+                .unwrap()
+        };
+        tokio::time::advance(Duration::from_millis(59_999)).await;
+        assert_eq!(ask(), (StatusCode::OK, instance.0));
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert_eq!(ask(), (StatusCode::UNAUTHORIZED, String::new()));
+    }
+}

@@ -22,7 +22,6 @@ pub const fn members(action: Action) -> &'static [&'static str] {
             "NetworkInterfaceId",
             "SecondaryPrivateIpAddressCount",
             "Ipv4PrefixCount",
-            "AllowReassignment",
         ],
         Action::AttachNetworkInterface => &[
             "NetworkInterfaceId",
@@ -199,9 +198,13 @@ impl Form {
             }
             Action::DescribeSecurityGroups => Request::DescribeSecurityGroups(self.search("GroupId")?),
             Action::DescribeSubnets => Request::DescribeSubnets(self.search("SubnetId")?),
-            Action::DetachNetworkInterface => Request::DetachNetworkInterface {
-                attachment: AttachmentId(self.needed("AttachmentId")?),
-            },
+            Action::DetachNetworkInterface => {
+                // By force or not: there is no operating system here that would not let go.
+                self.flag("Force")?;
+                Request::DetachNetworkInterface {
+                    attachment: AttachmentId(self.needed("AttachmentId")?),
+                }
+            }
             Action::ModifyNetworkInterfaceAttribute => Request::ModifyNetworkInterfaceAttribute {
                 eni: EniId(self.needed("NetworkInterfaceId")?),
                 attribute: self.attribute()?,

@@ -176,7 +176,8 @@ async fn nothing_is_told_outside_a_session() {
     let node = Node::new(&world).await;
     let instance_id = "/latest/meta-data/instance-id";
     let token = "/latest/api/token";
-    let rows: [(&str, &str, &[(&str, &str)], StatusCode); 11] = [
+    type Headers<'a> = &'a [(&'a str, &'a str)];
+    let rows: [(&str, &str, Headers<'_>, StatusCode); 11] = [
         ("GET", instance_id, &[], StatusCode::UNAUTHORIZED),
         ("GET", instance_id, &[(TOKEN, "guess")], StatusCode::UNAUTHORIZED),
         ("GET", "/latest/meta-data/nothing", &[], StatusCode::UNAUTHORIZED),

@@ -715,7 +715,7 @@ async fn a_form_that_makes_no_sense_is_refused() {
     let assign = format!("Action=AssignPrivateIpAddresses&Version=2016-11-15&NetworkInterfaceId={eni}");
     let modify =
         format!("Action=ModifyNetworkInterfaceAttribute&Version=2016-11-15&NetworkInterfaceId={eni}");
-    let rows: [(String, &str, &str); 24] = [
+    let rows: [(String, &str, &str); 26] = [
         (String::new(), "MissingAction", "Action"),
         ("Version=2016-11-15".into(), "MissingAction", "Action"),
         ("Action=RunInstances&Version=2016-11-15".into(), "InvalidAction", "RunInstances"),
@@ -736,6 +736,16 @@ async fn a_form_that_makes_no_sense_is_refused() {
             "Action=AttachNetworkInterface&Version=2016-11-15&NetworkInterfaceId=e&InstanceId=i".into(),
             "MissingParameter",
             "DeviceIndex",
+        ),
+        (
+            format!("{assign}&SecondaryPrivateIpAddressCount=1&AllowReassignment=true"),
+            "UnknownParameter",
+            "AllowReassignment",
+        ),
+        (
+            "Action=DetachNetworkInterface&Version=2016-11-15&AttachmentId=a&Force=hard".into(),
+            "InvalidParameterValue",
+            "hard",
         ),
         (
             format!("{assign}&SecondaryPrivateIpAddressCount=1&Ipv4PrefixCount=1"),

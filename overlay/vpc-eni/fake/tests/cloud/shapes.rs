@@ -114,10 +114,7 @@ fn every_member_that_ec2_wants_is_read() {
             let reads = |member: &&str| *member == path || member.starts_with(&format!("{path}."));
             // Within a structure that is not wanted nothing is.
             let is_top = !path.contains('.');
-            *is_required
-                && is_top
-                && kind != "structure"
-                && !query::members(action).iter().any(|member| reads(&member))
+            *is_required && is_top && kind != "structure" && !query::members(action).iter().any(reads)
         })
         .map(|(key, _)| key)
         .collect();
