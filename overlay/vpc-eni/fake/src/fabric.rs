@@ -43,8 +43,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
-use netlink::nft::{self, Nft};
 use netlink::Namespace;
+use netlink::nft::{self, Nft};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{Duration, sleep};
@@ -236,12 +236,16 @@ impl Drop for Fabric {
 async fn follow(
     mut changes: Changes,
     looks: mpsc::WeakSender<Look>,
-    problems: watch::Receiver<Arc<Vec<Problem>>>,
+    mut problems: watch::Receiver<Arc<Vec<Problem>>>,
 ) {
     loop {
-        let has_problems = !problems.borrow().is_empty();
+        let has_problems = !problems.borrow_and_update().is_empty();
         tokio::select! {
             () = changes.next() => {}
+            told = problems.changed() => match told {
+                Ok(()) => continue,
+                Err(_) => return,
+            },
             () = sleep(RETRY), if has_problems => {}
         }
         let Some(looks) = looks.upgrade() else { return };
@@ -268,7 +272,10 @@ impl Worker {
         while let Some(asked) = looks.blocking_recv() {
             let problems = Arc::new(self.look());
             for problem in problems.iter() {
-                tracing::warn!(error = problem as &dyn std::error::Error, "the network is not as the cloud is");
+                tracing::warn!(
+                    error = problem as &dyn std::error::Error,
+                    "the network is not as the cloud is"
+                );
             }
             self.problems.send_replace(Arc::clone(&problems));
             if let Some(asked) = asked {

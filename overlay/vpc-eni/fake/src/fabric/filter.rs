@@ -104,11 +104,10 @@ fn layout(family: Family, blocks: &BTreeSet<IpNetwork>) -> Layout {
             Set::new(OWNED, &[DataType::InterfaceName, address], SetKind::Set)
                 .with_contents(Contents::Ranges),
         )
-        .add_set(Set::new(ADDRESSES, &[DataType::Mark, address], SetKind::Set).with_contents(Contents::Ranges));
-    layout.add_chain(
-        Chain::regular(STRANGERS),
-        [Rule::new(OF_STRANGER).count().drop()],
-    );
+        .add_set(
+            Set::new(ADDRESSES, &[DataType::Mark, address], SetKind::Set).with_contents(Contents::Ranges),
+        );
+    layout.add_chain(Chain::regular(STRANGERS), [Rule::new(OF_STRANGER).count().drop()]);
     layout.add_chain(Chain::regular(NOBODYS), [Rule::new(TO_NOBODY).count().drop()]);
     layout.add_chain(
         Chain::base("prerouting", BaseChain::PREROUTING_RAW),
@@ -118,7 +117,10 @@ fn layout(family: Family, blocks: &BTreeSet<IpNetwork>) -> Layout {
 }
 
 fn rules(family: Family, blocks: &BTreeSet<IpNetwork>) -> Vec<Rule> {
-    let network = |text: &str| text.parse::<IpNetwork>().expect("invariant: a network in a constant");
+    let network = |text: &str| {
+        text.parse::<IpNetwork>()
+            .expect("invariant: a network in a constant")
+    };
     let first = Register::FIRST;
     let mut rules = vec![
         Rule::new("not of an interface")
@@ -139,7 +141,9 @@ fn rules(family: Family, blocks: &BTreeSet<IpNetwork>) -> Vec<Rule> {
             .load_all(&source, first)
             .not_found_in(OWNED, first)
             .goto(STRANGERS),
-        Rule::new("to an interface").in_set(&destination, ADDRESSES).accept(),
+        Rule::new("to an interface")
+            .in_set(&destination, ADDRESSES)
+            .accept(),
         Rule::new("to the router").destination_is_local().accept(),
     ]);
     let of_family = |block: &&IpNetwork| Family::of(block.ip()) == family;

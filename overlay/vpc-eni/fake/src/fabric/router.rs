@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use netlink::nft::Nft;
 use netlink::{
-    AbsentIsFine, Address, Kernel, Link, LinkChange, LinkKind, Namespace, Netlink, NewLink, NewLinkKind, Route,
-    RouteFilter, VethPeer, sysctl,
+    AbsentIsFine, Address, Kernel, Link, LinkChange, LinkKind, Namespace, Netlink, NewLink, NewLinkKind,
+    Route, RouteFilter, VethPeer, sysctl,
 };
 use vpc_eni::ec2::{EniId, InstanceId};
 
@@ -158,9 +158,7 @@ impl Router {
     /// The device of a port in its node, where that is the other end of a device of the router's.
     fn device_of(&mut self, port: &Port, link: &Link) -> Result<Option<Link>, Problem> {
         let devices = self.devices(port)?;
-        Ok(devices
-            .into_iter()
-            .find(|device| are_a_pair(device, link)))
+        Ok(devices.into_iter().find(|device| are_a_pair(device, link)))
     }
 
     /// The ends of pairs in the port's node that have its MAC address.
@@ -256,24 +254,20 @@ impl Router {
 
     fn boot(&mut self, port: &Port, device: &Link) -> netlink::Result<()> {
         let node = self.nodes.get_mut(&port.instance);
-        let kernel = &mut node.expect("invariant: the plan has ports of these nodes alone").kernel;
+        let kernel = &mut node
+            .expect("invariant: the plan has ports of these nodes alone")
+            .kernel;
         let network = IpNetwork::new(port.primary.into(), port.subnet.prefix());
         let network = network.expect("invariant: the prefix is a subnet's");
         kernel.add_address(&Address::global(device.index, network))?;
         kernel.change_link(device.index, &LinkChange::up())?;
         let anywhere = "0.0.0.0/0".parse().expect("invariant: a network");
-        kernel.replace_route(&Route::via(
-            anywhere,
-            port.gateway().into(),
-            device.index,
-            DHCP,
-        ))
+        kernel.replace_route(&Route::via(anywhere, port.gateway().into(), device.index, DHCP))
     }
 
     /// The internet's addresses are the router's own, on a device that leads nowhere.
     fn connect_internet(&mut self, plan: &Plan) -> Result<(), Problem> {
-        if plan.blocks.iter().any(IpNetwork::is_ipv6)
-            && sysctl::ensure("net/ipv6/conf/all/forwarding", "1")?
+        if plan.blocks.iter().any(IpNetwork::is_ipv6) && sysctl::ensure("net/ipv6/conf/all/forwarding", "1")?
         {
             self.forwards_v6 = true;
         }
