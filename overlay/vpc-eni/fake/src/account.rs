@@ -229,6 +229,15 @@ impl Account {
         self.lands.get(id).ok_or_else(refusal)
     }
 
+    /// The subnets of a VPC, each with its IPv6 block; how many addresses are free is not kept up in them.
+    pub(crate) fn subnets_of<'a>(
+        &'a self,
+        vpc: &'a VpcId,
+    ) -> impl Iterator<Item = (&'a Subnet, Option<Ipv6Network>)> {
+        let of_vpc = self.lands.values().filter(move |land| land.subnet.vpc == *vpc);
+        of_vpc.map(|land| (&land.subnet, land.network_v6))
+    }
+
     /// A subnet, with how many of its addresses are free.
     pub(crate) fn subnet(&self, id: &SubnetId) -> Result<Subnet, Refusal> {
         let land = self.land(id)?;

@@ -214,6 +214,31 @@ impl Cloud {
         self.now().account.subnet(id).ok()
     }
 
+    /// What the network of a VPC is made of.
+    pub(crate) fn grounds(&self, vpc: &VpcId) -> Result<Grounds, Refusal> {
+        let inner = self.now();
+        let now = Instant::now();
+        let has_device = |interface: &&Interface| {
+            interface.vpc == *vpc
+                && interface
+                    .progress
+                    .is_some_and(|progress| progress.device_at <= now)
+        };
+        let account = &inner.account;
+        Ok(Grounds {
+            networks: account.vpc(vpc)?.networks.clone(),
+            subnets: account
+                .subnets_of(vpc)
+                .map(|(subnet, network_v6)| (subnet.id.clone(), (subnet.network, network_v6)))
+                .collect(),
+            devices: account
+                .interfaces()
+                .filter(has_device)
+                .map(|interface| interface.eni.clone())
+                .collect(),
+        })
+    }
+
     /// What comes to pass from now on.
     #[must_use]
     pub fn changes(&self) -> Changes {
@@ -322,6 +347,17 @@ pub(crate) struct Known {
     pub(crate) machine: Machine,
     pub(crate) subnets: BTreeMap<SubnetId, Ipv4Network>,
     pub(crate) vpc_networks: Vec<Ipv4Network>,
+}
+
+/// What the network of a VPC is made of, at one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Grounds {
+    /// The VPC's blocks.
+    pub(crate) networks: Vec<Ipv4Network>,
+    /// The blocks of each subnet.
+    pub(crate) subnets: BTreeMap<SubnetId, (Ipv4Network, Option<Ipv6Network>)>,
+    /// The interfaces that instances have devices for.
+    pub(crate) devices: Vec<Eni>,
 }
 
 /// What is there without the manager's doing.

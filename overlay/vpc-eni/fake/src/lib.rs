@@ -5,11 +5,13 @@
 //! - [`weather`] is how it is disposed: late, stale, throttled, denied, lost.
 //! - [`Client`] and [`Imds`] are what the manager calls in this process.
 //! - [`Server`] is both over HTTP, as [`query`] and the instances' metadata services have it.
+//! - [`Fabric`] is the network of a VPC, with real devices and packets, where the process may make namespaces.
 //! - [`request`] has the words for a call, whichever way it comes.
 
 mod account;
 mod client;
 pub mod cloud;
+pub mod fabric;
 mod imds;
 mod instance_types;
 pub mod ledger;
@@ -22,5 +24,6 @@ mod xml;
 
 pub use client::Client;
 pub use cloud::Cloud;
+pub use fabric::Fabric;
 pub use imds::Imds;
 pub use server::Server;
