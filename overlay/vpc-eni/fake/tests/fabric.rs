@@ -163,6 +163,10 @@ mod privileged {
         }
 
         async fn try_start(&self) -> Fabric {
+            self.start_with(INTERNET.map(ip).to_vec()).await
+        }
+
+        async fn start_with(&self, internet: Vec<IpAddr>) -> Fabric {
             let nodes = self.nodes().into_iter();
             let place = Place {
                 vpc: self.vpc.clone(),
@@ -170,7 +174,7 @@ mod privileged {
                 nodes: nodes
                     .map(|node| (node.instance.clone(), node.place.namespace.clone()))
                     .collect(),
-                internet: INTERNET.map(ip).to_vec(),
+                internet,
             };
             Fabric::start(&self.cloud, place).await.expect("started")
         }
@@ -179,7 +183,7 @@ mod privileged {
             let fabric = self.try_start().await;
             assert_fine(&fabric.problems());
             for node in self.nodes() {
-                route_v6(&node.place, "eth0");
+                route_v6(&self.router, &node.place, "eth0");
             }
             fabric
         }
@@ -245,16 +249,21 @@ mod privileged {
         assert!(problems.is_empty(), "{problems:#?}");
     }
 
-    /// What a node has of a device's, which the fabric leaves to it: here, the way out in IPv6.
-    fn route_v6(place: &TestNamespace, device: &str) {
+    /// The way out in IPv6, which the fabric leaves to the node. It knows the router's MAC address, so that it does not
+    /// ask for it, which were packets, too, and from the same source.
+    fn route_v6(router: &TestNamespace, place: &TestNamespace, device: &str) {
         let mut kernel = place.netlink();
-        let link = kernel
-            .link_named(device)
+        let device = kernel.link_named(device).expect("get").expect("it is there");
+        let port = router
+            .netlink()
+            .link_at(device.parent.unwrap())
             .expect("get")
-            .expect("it is there")
-            .index;
-        let route = Route::via("::/0".parse().unwrap(), ip("fe80::1"), link, 3);
+            .unwrap();
+        let gateway = ip("fe80::1");
+        let route = Route::via("::/0".parse().unwrap(), gateway, device.index, 3);
         kernel.replace_route(&route).expect("replace");
+        let neighbour = Neighbour::permanent(device.index, gateway, port.mac.unwrap());
+        kernel.replace_neighbour(&neighbour).expect("replace");
     }
 
     /// What a node does with a device that was attached: up, and all that is sent by it goes to the gateway.
@@ -359,10 +368,9 @@ mod privileged {
                 }
             }
             for source in &held[from] {
-                let internet = INTERNET.map(ip).into_iter();
+                let mut internet = INTERNET.map(ip).into_iter();
                 let internet = internet
-                    .filter(|address| address.is_ipv4() == source.is_ipv4())
-                    .next()
+                    .find(|address| address.is_ipv4() == source.is_ipv4())
                     .unwrap();
                 let socket = wait_for(|| fabric.listen((internet, 0).into()).ok(), "the internet");
                 socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
@@ -434,6 +442,24 @@ mod privileged {
         let source = kinds(&world, &world.eni(&world.a, 0))[3];
         world.a.place.hold("eth0", &source.to_string());
         assert_fine(&fabric.settle().await);
+        // The router may have ways to elsewhere: they are no ways to what is nobody's.
+        let mut kernel = world.router.netlink();
+        let out = kernel.link_named("vpc-internet").unwrap().unwrap().index;
+        for anywhere in ["0.0.0.0/0", "::/0"] {
+            let route = Route::on_link(anywhere.parse().unwrap(), out, 3);
+            kernel.replace_route(&route).unwrap();
+        }
+        for (address, is_routed) in [
+            ("192.0.2.1", true),
+            ("10.0.1.200", false),
+            ("10.0.77.1", false),
+            ("2001:db8:1::1", true),
+            ("2001:db8:0:2:3::1", false),
+        ] {
+            let route = kernel.route_to(ip(address)).unwrap();
+            let leaves = route.is_some_and(|route| route.link == Some(out));
+            assert_eq!(leaves, is_routed, "{address}");
+        }
         let primary = world.primary(&world.a);
         let rows = [
             (primary, ip("10.0.2.200")),
@@ -556,7 +582,10 @@ mod privileged {
                 elements: Vec::new(),
             };
             for kernel in &mut kernels {
-                everything.links.push(kernel.links().unwrap());
+                let mut links = kernel.links().unwrap();
+                // Which the kernel sees a moment later.
+                links.iter_mut().for_each(|link| link.running = false);
+                everything.links.push(links);
                 let mut addresses = kernel.addresses(None).unwrap();
                 // The kernel's own come when it likes.
                 addresses.retain(|address| address.network.is_ipv4() || address.network.prefix() == 128);
@@ -592,15 +621,6 @@ mod privileged {
         world.attach(&second, &world.b, 1);
         kinds(&world, &world.eni(&world.a, 0));
         let fabric = world.start().await;
-        // Links are told as running a moment after they are up.
-        wait_for(
-            || {
-                let links = world.router.netlink().links().unwrap();
-                let primaries = links.iter().filter(|link| link.running).count();
-                (primaries == 3).then_some(())
-            },
-            "three cables",
-        );
         is_dropped(&fabric, None, NOBODYS, || {
             let primary = world.primary(&world.a);
             send(&world.a.place, "eth0", primary, (ip("10.0.2.200"), 9).into());
@@ -622,6 +642,15 @@ mod privileged {
         kernel.replace_route(&stray).unwrap();
         assert_fine(&fabric.settle().await);
         assert_eq!(sorted(Everything::of(&world)), sorted(before));
+
+        // And with another internet.
+        fabric.abandon();
+        let fabric = world.start_with(vec![ip("203.0.113.5")]).await;
+        assert_fine(&fabric.problems());
+        let link = kernel.link_named("vpc-internet").unwrap().unwrap();
+        let mut addresses = kernel.addresses(Some(link.index)).unwrap();
+        addresses.retain(|address| matches!(address.network.prefix(), 32 | 128));
+        assert_eq!(addresses, [Address::global(link.index, ip("203.0.113.5").into())]);
 
         assert_fine(&fabric.stop());
         assert_eq!(Everything::of(&world), bare);
