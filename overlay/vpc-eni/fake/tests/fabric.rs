@@ -4,6 +4,7 @@
 
 mod privileged {
     use std::collections::BTreeMap;
+    use std::ffi::OsString;
     use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::time::{Duration, Instant};
@@ -17,6 +18,7 @@ mod privileged {
         Address, Kernel, Link, LinkChange, Namespace, Neighbour, Netlink, NewLink, NewLinkKind, Route,
         RouteFilter, VethPeer, sysctl,
     };
+    use nix::sys::socket::{setsockopt, sockopt};
     use vpc_eni::ec2::{
         Addresses, Amount, AttachmentId, Eni, EniId, InstanceId, NewEni, SubnetId, Tags, VpcId,
     };
@@ -278,43 +280,63 @@ mod privileged {
         kernel.replace_route(&route).expect("replace");
     }
 
+    /// The socket sends and receives by this device alone.
+    fn use_only(socket: &UdpSocket, device: &str) {
+        let device = OsString::from(device);
+        setsockopt(socket, sockopt::BindToDevice, &device).expect("set");
+    }
+
     /// A packet from an address of the node's by a device to an address where a socket is.
-    fn send(from: &TestNamespace, device: &str, source: IpAddr, to: SocketAddr) {
+    fn send(from: &TestNamespace, device: &str, source: IpAddr, to: SocketAddr, packet: &[u8]) {
         let socket = from.socket((source, 0).into());
-        let device = std::ffi::OsString::from(device);
-        nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::BindToDevice, &device).expect("set");
-        socket.send_to(b"packet", to).expect("sent");
+        use_only(&socket, device);
+        socket.send_to(packet, to).expect("sent");
+    }
+
+    /// A packet that is like no other, as more than one of a kind may be under way.
+    fn new_packet() -> Vec<u8> {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        format!("packet {}", COUNT.fetch_add(1, Ordering::Relaxed)).into_bytes()
+    }
+
+    /// Who sent a packet that is at the socket.
+    fn sender_of(packet: &[u8], socket: &UdpSocket) -> Option<IpAddr> {
+        let mut buffer = [0; 64];
+        while let Ok((len, from)) = socket.recv_from(&mut buffer) {
+            if buffer[..len] == *packet {
+                return Some(from.ip());
+            }
+        }
+        None
     }
 
     /// Who it was that a packet came from that arrives at the socket.
     #[track_caller]
-    fn arrives(socket: &UdpSocket, send: impl Fn()) -> IpAddr {
+    fn arrives(socket: &UdpSocket, send: impl Fn(&[u8])) -> IpAddr {
+        let packet = new_packet();
         let received = || {
-            send();
-            let mut buffer = [0; 16];
-            let (len, from) = socket.recv_from(&mut buffer).ok()?;
-            assert_eq!(&buffer[..len], b"packet");
-            Some(from.ip())
+            send(&packet);
+            sender_of(&packet, socket)
         };
         wait_for(received, "a packet")
     }
 
     /// That a packet is dropped, for this reason, and does not arrive at the socket.
     #[track_caller]
-    fn is_dropped(fabric: &Fabric, socket: Option<&UdpSocket>, reason: Drops, send: impl Fn()) {
+    fn is_dropped(fabric: &Fabric, socket: Option<&UdpSocket>, reason: Drops, send: impl Fn(&[u8])) {
         let before = fabric.drops().expect("read");
         let expected = Drops {
             of_stranger: before.of_stranger + reason.of_stranger,
             to_nobody: before.to_nobody + reason.to_nobody,
         };
-        send();
+        let packet = new_packet();
+        send(&packet);
         let dropped = || (fabric.drops().expect("read") != before).then_some(());
         wait_for(dropped, "a drop");
         assert_eq!(fabric.drops().expect("read"), expected);
         if let Some(socket) = socket {
             socket.set_nonblocking(true).expect("set");
-            let error = socket.recv_from(&mut [0; 16]).expect_err("nothing came");
-            assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
+            assert_eq!(sender_of(&packet, socket), None);
             socket.set_nonblocking(false).expect("set");
         }
     }
@@ -363,7 +385,7 @@ mod privileged {
                 for (source, destination) in held[from].iter().zip(&held[to]).filter(|_| from != to) {
                     let socket = other.place.socket((*destination, 0).into());
                     let at = socket.local_addr().unwrap();
-                    let seen = arrives(&socket, || send(&node.place, "eth0", *source, at));
+                    let seen = arrives(&socket, |packet| send(&node.place, "eth0", *source, at, packet));
                     assert_eq!(seen, *source, "{from} to {to}, {destination}");
                 }
             }
@@ -375,18 +397,53 @@ mod privileged {
                 let socket = wait_for(|| fabric.listen((internet, 0).into()).ok(), "the internet");
                 socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
                 let at = socket.local_addr().unwrap();
-                let seen = arrives(&socket, || send(&node.place, "eth0", *source, at));
+                let seen = arrives(&socket, |packet| send(&node.place, "eth0", *source, at, packet));
                 assert_eq!(seen, *source, "{from} to the internet");
                 // And the internet answers.
                 let near = node.place.socket((*source, 0).into());
                 let at = near.local_addr().unwrap();
-                let answered = arrives(&near, || {
-                    socket.send_to(b"packet", at).expect("sent");
+                let answered = arrives(&near, |packet| {
+                    socket.send_to(packet, at).expect("sent");
                 });
                 assert_eq!(answered, internet);
             }
         }
         assert_eq!(fabric.drops().unwrap(), Drops::default());
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_an_interface_owns_comes_by_its_device_though_nobody_there_answers_for_it() {
+        if not_root("delivery") {
+            return;
+        }
+        let world = World::new();
+        let second = world.make();
+        world.attach(&second, &world.b, 1);
+        let addresses = kinds(&world, &second);
+        let fabric = world.start().await;
+        let device = world.b.place.device(second.mac.0).unwrap();
+        // Nor has it an address of its own on the link.
+        let none = format!("net/ipv6/conf/{}/addr_gen_mode", device.name);
+        let set = world.b.place.namespace.run(|| sysctl::write(&none, "1"));
+        set.unwrap().unwrap();
+        use_device(&world.b.place, &device);
+        let ours = kinds(&world, &world.eni(&world.a, 0));
+        assert_fine(&fabric.settle().await);
+        for (source, to) in ours.iter().zip(addresses) {
+            world.a.place.hold("eth0", &source.to_string());
+            // No address is on the device itself, so that the node answers for none there.
+            world.b.place.hold("eth0", &to.to_string());
+            let quiet = format!("net/ipv4/conf/{}/arp_ignore", device.name);
+            let set = world.b.place.namespace.run(|| sysctl::write(&quiet, "1"));
+            set.unwrap().unwrap();
+            let socket = world.b.place.socket((to, 0).into());
+            use_only(&socket, &device.name);
+            let at = socket.local_addr().unwrap();
+            let seen = arrives(&socket, |packet| {
+                send(&world.a.place, "eth0", *source, at, packet)
+            });
+            assert_eq!(seen, *source, "to {to}");
+        }
     }
 
     #[tokio::test(flavor = "multi_thread")]
@@ -423,7 +480,7 @@ mod privileged {
             world.a.place.hold("eth0", &source.to_string());
             let socket = if source.is_ipv4() { &socket } else { &socket_v6 };
             let at = socket.local_addr().unwrap();
-            let sends = || send(&world.a.place, device, source, at);
+            let sends = |packet: &[u8]| send(&world.a.place, device, source, at, packet);
             if passes {
                 assert_eq!(arrives(socket, sends), source, "{source} by {device}");
             } else {
@@ -468,8 +525,8 @@ mod privileged {
             (source, ip("2001:db8:0:2:3::1")),
         ];
         for (source, to) in rows {
-            is_dropped(&fabric, None, NOBODYS, || {
-                send(&world.a.place, "eth0", source, (to, 9).into());
+            is_dropped(&fabric, None, NOBODYS, |packet| {
+                send(&world.a.place, "eth0", source, (to, 9).into(), packet);
             });
         }
     }
@@ -490,19 +547,19 @@ mod privileged {
             let block = addresses.blocks().next().unwrap();
             let source = block.ip();
             world.a.place.hold("eth0", &source.to_string());
-            let sends = || send(&world.a.place, "eth0", source, at);
+            let sends = |packet: &[u8]| send(&world.a.place, "eth0", source, at, packet);
             // Without being asked to look.
             assert_eq!(arrives(&socket, sends), source);
             world.cloud.take_addresses(&eni, &addresses).unwrap();
             assert_fine(&fabric.settle().await);
-            while socket.recv_from(&mut [0; 16]).is_ok() {}
             is_dropped(&fabric, Some(&socket), STRANGER, sends);
-            is_dropped(&fabric, None, NOBODYS, || {
+            is_dropped(&fabric, None, NOBODYS, |packet| {
                 send(
                     &world.c.place,
                     "eth0",
                     world.primary(&world.c),
                     (source, 9).into(),
+                    packet,
                 );
             });
         }
@@ -562,6 +619,7 @@ mod privileged {
         neighbours: Vec<Vec<Neighbour>>,
         rules: Vec<RuleInfo>,
         elements: Vec<Vec<Element>>,
+        forwards_v6: String,
     }
 
     impl Everything {
@@ -572,6 +630,7 @@ mod privileged {
                 .map(TestNamespace::netlink)
                 .collect();
             let mut nft = world.router.namespace.run(Nft::open).unwrap().unwrap();
+            let forwards_v6 = || sysctl::read("net/ipv6/conf/all/forwarding");
             let tables = [Family::Ip, Family::Ip6].map(|family| Table::new(family, "fake-vpc"));
             let mut everything = Self {
                 links: Vec::new(),
@@ -580,6 +639,7 @@ mod privileged {
                 neighbours: Vec::new(),
                 rules: Vec::new(),
                 elements: Vec::new(),
+                forwards_v6: world.router.namespace.run(forwards_v6).unwrap().unwrap(),
             };
             for kernel in &mut kernels {
                 let mut links = kernel.links().unwrap();
@@ -621,9 +681,15 @@ mod privileged {
         world.attach(&second, &world.b, 1);
         kinds(&world, &world.eni(&world.a, 0));
         let fabric = world.start().await;
-        is_dropped(&fabric, None, NOBODYS, || {
+        is_dropped(&fabric, None, NOBODYS, |packet| {
             let primary = world.primary(&world.a);
-            send(&world.a.place, "eth0", primary, (ip("10.0.2.200"), 9).into());
+            send(
+                &world.a.place,
+                "eth0",
+                primary,
+                (ip("10.0.2.200"), 9).into(),
+                packet,
+            );
         });
         let before = Everything::of(&world);
         fabric.abandon();
@@ -699,12 +765,12 @@ mod privileged {
         let at = socket.local_addr().unwrap();
         let source = IpAddr::from(eni.primary);
         assert_eq!(
-            arrives(&socket, || send(&world.a.place, "ens5", source, at)),
+            arrives(&socket, |packet| send(&world.a.place, "ens5", source, at, packet)),
             source
         );
         world.a.place.hold("ens5", "10.0.1.99");
-        is_dropped(&fabric, Some(&socket), STRANGER, || {
-            send(&world.a.place, "ens5", ip("10.0.1.99"), at);
+        is_dropped(&fabric, Some(&socket), STRANGER, |packet| {
+            send(&world.a.place, "ens5", ip("10.0.1.99"), at, packet);
         });
 
         assert_fine(&fabric.stop());
