@@ -20,6 +20,8 @@ const MTU_BYTES: u32 = 9001;
 /// The device that has the internet's addresses.
 const INTERNET: &str = "vpc-internet";
 
+const FORWARDING_V6: &str = "net/ipv6/conf/all/forwarding";
+
 /// `RTPROT_DHCP`: who makes an instance's default route.
 const DHCP: u8 = 16;
 
@@ -32,8 +34,6 @@ pub(super) struct Router {
     internet: Vec<IpAddr>,
     /// Devices that others made and that are ports, as they were last.
     adopted: BTreeMap<u32, Port>,
-    /// Whether it was here that the router was told to forward IPv6.
-    forwards_v6: bool,
 }
 
 struct Node {
@@ -66,7 +66,6 @@ impl Router {
             nodes: nodes.collect::<netlink::Result<_>>()?,
             internet,
             adopted: BTreeMap::new(),
-            forwards_v6: false,
         })
     }
 
@@ -115,12 +114,17 @@ impl Router {
         problems.extend(self.unplug(&nothing).unwrap_or_else(only));
         problems.extend(self.connect_internet(&nothing).err());
         problems.extend(self.route(&nothing, &[]).unwrap_or_else(only));
+        problems.extend(self.stop_forwarding().err());
         problems.extend(filter::remove(&mut self.nft).err().map(Problem::from));
-        if self.forwards_v6 {
-            let restored = sysctl::write("net/ipv6/conf/all/forwarding", "0");
-            problems.extend(restored.err().map(Problem::from));
-        }
         problems
+    }
+
+    /// The router forwards IPv6 no more, if it did not before; for all devices, as there is no setting for one.
+    fn stop_forwarding(&mut self) -> Result<(), Problem> {
+        if filter::was_forwarding_off(&mut self.nft)? {
+            sysctl::write(FORWARDING_V6, "0")?;
+        }
+        Ok(())
     }
 
     /// Removes the pairs of interfaces that have no device any more, or have it elsewhere, and what others' devices have
@@ -271,9 +275,8 @@ impl Router {
 
     /// The internet's addresses are the router's own, on a device that leads nowhere.
     fn connect_internet(&mut self, plan: &Plan) -> Result<(), Problem> {
-        if plan.blocks.iter().any(IpNetwork::is_ipv6) && sysctl::ensure("net/ipv6/conf/all/forwarding", "1")?
-        {
-            self.forwards_v6 = true;
+        if plan.blocks.iter().any(IpNetwork::is_ipv6) && sysctl::ensure(FORWARDING_V6, "1")? {
+            filter::remember_forwarding_was_off(&mut self.nft)?;
         }
         let found = self.kernel.link_named(INTERNET)?;
         let ours = found.filter(|link| is_ours(link.alias.as_deref()));
