@@ -3,6 +3,7 @@
 mod place;
 
 mod privileged {
+    use std::collections::BTreeMap;
     use std::net::UdpSocket;
     use std::time::Duration;
 
@@ -133,6 +134,41 @@ mod privileged {
                 .collect(),
             Err(error) => panic!("{error}"),
         }
+    }
+
+    #[test]
+    fn counted_packets_are_told_by_the_rules_comments() {
+        in_namespace("counts", || {
+            run("ip link set lo up");
+            let mut nft = Nft::open().expect("a socket");
+            assert_eq!(nft.counts(&table()).expect("read"), BTreeMap::new(), "no table");
+            let mut layout = Layout::new(table());
+            layout.add_chain(
+                Chain::base("output", BaseChain::OUTPUT_RAW),
+                [
+                    Rule::new("not counted").protocol(17),
+                    Rule::new("all").count(),
+                    Rule::new("never #1").protocol(6).count(),
+                    Rule::new("all").protocol(17).count(),
+                ],
+            );
+            layout.add_chain(Chain::regular("other"), [Rule::new("elsewhere").count()]);
+            nft.ensure(&layout).expect("written");
+            let counts = |all| {
+                let rows = [("all", all), ("elsewhere", 0), ("never #1", 0)];
+                rows.map(|(comment, count)| (comment.to_owned(), count)).into()
+            };
+            assert_eq!(nft.counts(&table()).expect("read"), counts(0));
+            let far = UdpSocket::bind("127.0.0.1:0").expect("bound");
+            let near = UdpSocket::bind("127.0.0.1:0").expect("bound");
+            for packet in 1..=3 {
+                near.send_to(b"packet", far.local_addr().expect("bound"))
+                    .expect("sent");
+                assert_eq!(nft.counts(&table()).expect("read"), counts(packet * 2));
+            }
+            let elsewhere = Table::new(Family::Ip6, "cwt");
+            assert_eq!(nft.counts(&elsewhere).expect("read"), BTreeMap::new());
+        });
     }
 
     #[test]

@@ -4,6 +4,7 @@
 
 mod privileged {
     use std::collections::BTreeMap;
+    use std::ffi::OsString;
     use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::time::{Duration, Instant};
@@ -17,6 +18,7 @@ mod privileged {
         Address, Kernel, Link, LinkChange, Namespace, Neighbour, Netlink, NewLink, NewLinkKind, Route,
         RouteFilter, VethPeer, sysctl,
     };
+    use nix::sys::socket::{setsockopt, sockopt};
     use vpc_eni::ec2::{
         Addresses, Amount, AttachmentId, Eni, EniId, InstanceId, NewEni, SubnetId, Tags, VpcId,
     };
@@ -163,6 +165,10 @@ mod privileged {
         }
 
         async fn try_start(&self) -> Fabric {
+            self.start_with(INTERNET.map(ip).to_vec()).await
+        }
+
+        async fn start_with(&self, internet: Vec<IpAddr>) -> Fabric {
             let nodes = self.nodes().into_iter();
             let place = Place {
                 vpc: self.vpc.clone(),
@@ -170,7 +176,7 @@ mod privileged {
                 nodes: nodes
                     .map(|node| (node.instance.clone(), node.place.namespace.clone()))
                     .collect(),
-                internet: INTERNET.map(ip).to_vec(),
+                internet,
             };
             Fabric::start(&self.cloud, place).await.expect("started")
         }
@@ -179,7 +185,7 @@ mod privileged {
             let fabric = self.try_start().await;
             assert_fine(&fabric.problems());
             for node in self.nodes() {
-                route_v6(&node.place, "eth0");
+                route_v6(&self.router, &node.place, "eth0");
             }
             fabric
         }
@@ -245,16 +251,21 @@ mod privileged {
         assert!(problems.is_empty(), "{problems:#?}");
     }
 
-    /// What a node has of a device's, which the fabric leaves to it: here, the way out in IPv6.
-    fn route_v6(place: &TestNamespace, device: &str) {
+    /// The way out in IPv6, which the fabric leaves to the node. It knows the router's MAC address, so that it does not
+    /// ask for it, which were packets, too, and from the same source.
+    fn route_v6(router: &TestNamespace, place: &TestNamespace, device: &str) {
         let mut kernel = place.netlink();
-        let link = kernel
-            .link_named(device)
+        let device = kernel.link_named(device).expect("get").expect("it is there");
+        let port = router
+            .netlink()
+            .link_at(device.parent.unwrap())
             .expect("get")
-            .expect("it is there")
-            .index;
-        let route = Route::via("::/0".parse().unwrap(), ip("fe80::1"), link, 3);
+            .unwrap();
+        let gateway = ip("fe80::1");
+        let route = Route::via("::/0".parse().unwrap(), gateway, device.index, 3);
         kernel.replace_route(&route).expect("replace");
+        let neighbour = Neighbour::permanent(device.index, gateway, port.mac.unwrap());
+        kernel.replace_neighbour(&neighbour).expect("replace");
     }
 
     /// What a node does with a device that was attached: up, and all that is sent by it goes to the gateway.
@@ -269,43 +280,63 @@ mod privileged {
         kernel.replace_route(&route).expect("replace");
     }
 
+    /// The socket sends and receives by this device alone.
+    fn use_only(socket: &UdpSocket, device: &str) {
+        let device = OsString::from(device);
+        setsockopt(socket, sockopt::BindToDevice, &device).expect("set");
+    }
+
     /// A packet from an address of the node's by a device to an address where a socket is.
-    fn send(from: &TestNamespace, device: &str, source: IpAddr, to: SocketAddr) {
+    fn send(from: &TestNamespace, device: &str, source: IpAddr, to: SocketAddr, packet: &[u8]) {
         let socket = from.socket((source, 0).into());
-        let device = std::ffi::OsString::from(device);
-        nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::BindToDevice, &device).expect("set");
-        socket.send_to(b"packet", to).expect("sent");
+        use_only(&socket, device);
+        socket.send_to(packet, to).expect("sent");
+    }
+
+    /// A packet that is like no other, as more than one of a kind may be under way.
+    fn new_packet() -> Vec<u8> {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        format!("packet {}", COUNT.fetch_add(1, Ordering::Relaxed)).into_bytes()
+    }
+
+    /// Who sent a packet that is at the socket.
+    fn sender_of(packet: &[u8], socket: &UdpSocket) -> Option<IpAddr> {
+        let mut buffer = [0; 64];
+        while let Ok((len, from)) = socket.recv_from(&mut buffer) {
+            if buffer[..len] == *packet {
+                return Some(from.ip());
+            }
+        }
+        None
     }
 
     /// Who it was that a packet came from that arrives at the socket.
     #[track_caller]
-    fn arrives(socket: &UdpSocket, send: impl Fn()) -> IpAddr {
+    fn arrives(socket: &UdpSocket, send: impl Fn(&[u8])) -> IpAddr {
+        let packet = new_packet();
         let received = || {
-            send();
-            let mut buffer = [0; 16];
-            let (len, from) = socket.recv_from(&mut buffer).ok()?;
-            assert_eq!(&buffer[..len], b"packet");
-            Some(from.ip())
+            send(&packet);
+            sender_of(&packet, socket)
         };
         wait_for(received, "a packet")
     }
 
     /// That a packet is dropped, for this reason, and does not arrive at the socket.
     #[track_caller]
-    fn is_dropped(fabric: &Fabric, socket: Option<&UdpSocket>, reason: Drops, send: impl Fn()) {
+    fn is_dropped(fabric: &Fabric, socket: Option<&UdpSocket>, reason: Drops, send: impl Fn(&[u8])) {
         let before = fabric.drops().expect("read");
         let expected = Drops {
             of_stranger: before.of_stranger + reason.of_stranger,
             to_nobody: before.to_nobody + reason.to_nobody,
         };
-        send();
+        let packet = new_packet();
+        send(&packet);
         let dropped = || (fabric.drops().expect("read") != before).then_some(());
         wait_for(dropped, "a drop");
         assert_eq!(fabric.drops().expect("read"), expected);
         if let Some(socket) = socket {
             socket.set_nonblocking(true).expect("set");
-            let error = socket.recv_from(&mut [0; 16]).expect_err("nothing came");
-            assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
+            assert_eq!(sender_of(&packet, socket), None);
             socket.set_nonblocking(false).expect("set");
         }
     }
@@ -354,31 +385,65 @@ mod privileged {
                 for (source, destination) in held[from].iter().zip(&held[to]).filter(|_| from != to) {
                     let socket = other.place.socket((*destination, 0).into());
                     let at = socket.local_addr().unwrap();
-                    let seen = arrives(&socket, || send(&node.place, "eth0", *source, at));
+                    let seen = arrives(&socket, |packet| send(&node.place, "eth0", *source, at, packet));
                     assert_eq!(seen, *source, "{from} to {to}, {destination}");
                 }
             }
             for source in &held[from] {
-                let internet = INTERNET.map(ip).into_iter();
+                let mut internet = INTERNET.map(ip).into_iter();
                 let internet = internet
-                    .filter(|address| address.is_ipv4() == source.is_ipv4())
-                    .next()
+                    .find(|address| address.is_ipv4() == source.is_ipv4())
                     .unwrap();
                 let socket = wait_for(|| fabric.listen((internet, 0).into()).ok(), "the internet");
                 socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
                 let at = socket.local_addr().unwrap();
-                let seen = arrives(&socket, || send(&node.place, "eth0", *source, at));
+                let seen = arrives(&socket, |packet| send(&node.place, "eth0", *source, at, packet));
                 assert_eq!(seen, *source, "{from} to the internet");
                 // And the internet answers.
                 let near = node.place.socket((*source, 0).into());
                 let at = near.local_addr().unwrap();
-                let answered = arrives(&near, || {
-                    socket.send_to(b"packet", at).expect("sent");
+                let answered = arrives(&near, |packet| {
+                    socket.send_to(packet, at).expect("sent");
                 });
                 assert_eq!(answered, internet);
             }
         }
         assert_eq!(fabric.drops().unwrap(), Drops::default());
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_an_interface_owns_comes_by_its_device_though_nobody_there_answers_for_it() {
+        if not_root("delivery") {
+            return;
+        }
+        let world = World::new();
+        let second = world.make();
+        world.attach(&second, &world.b, 1);
+        let addresses = kinds(&world, &second);
+        let fabric = world.start().await;
+        let device = world.b.place.device(second.mac.0).unwrap();
+        // Nor has it an address of its own on the link.
+        let none = format!("net/ipv6/conf/{}/addr_gen_mode", device.name);
+        let set = world.b.place.namespace.run(|| sysctl::write(&none, "1"));
+        set.unwrap().unwrap();
+        use_device(&world.b.place, &device);
+        let ours = kinds(&world, &world.eni(&world.a, 0));
+        assert_fine(&fabric.settle().await);
+        for (source, to) in ours.iter().zip(addresses) {
+            world.a.place.hold("eth0", &source.to_string());
+            // No address is on the device itself, so that the node answers for none there.
+            world.b.place.hold("eth0", &to.to_string());
+            let quiet = format!("net/ipv4/conf/{}/arp_ignore", device.name);
+            let set = world.b.place.namespace.run(|| sysctl::write(&quiet, "1"));
+            set.unwrap().unwrap();
+            let socket = world.b.place.socket((to, 0).into());
+            use_only(&socket, &device.name);
+            let at = socket.local_addr().unwrap();
+            let seen = arrives(&socket, |packet| {
+                send(&world.a.place, "eth0", *source, at, packet)
+            });
+            assert_eq!(seen, *source, "to {to}");
+        }
     }
 
     #[tokio::test(flavor = "multi_thread")]
@@ -415,7 +480,7 @@ mod privileged {
             world.a.place.hold("eth0", &source.to_string());
             let socket = if source.is_ipv4() { &socket } else { &socket_v6 };
             let at = socket.local_addr().unwrap();
-            let sends = || send(&world.a.place, device, source, at);
+            let sends = |packet: &[u8]| send(&world.a.place, device, source, at, packet);
             if passes {
                 assert_eq!(arrives(socket, sends), source, "{source} by {device}");
             } else {
@@ -434,6 +499,24 @@ mod privileged {
         let source = kinds(&world, &world.eni(&world.a, 0))[3];
         world.a.place.hold("eth0", &source.to_string());
         assert_fine(&fabric.settle().await);
+        // The router may have ways to elsewhere: they are no ways to what is nobody's.
+        let mut kernel = world.router.netlink();
+        let out = kernel.link_named("vpc-internet").unwrap().unwrap().index;
+        for anywhere in ["0.0.0.0/0", "::/0"] {
+            let route = Route::on_link(anywhere.parse().unwrap(), out, 3);
+            kernel.replace_route(&route).unwrap();
+        }
+        for (address, is_routed) in [
+            ("192.0.2.1", true),
+            ("10.0.1.200", false),
+            ("10.0.77.1", false),
+            ("2001:db8:1::1", true),
+            ("2001:db8:0:2:3::1", false),
+        ] {
+            let route = kernel.route_to(ip(address)).unwrap();
+            let leaves = route.is_some_and(|route| route.link == Some(out));
+            assert_eq!(leaves, is_routed, "{address}");
+        }
         let primary = world.primary(&world.a);
         let rows = [
             (primary, ip("10.0.2.200")),
@@ -442,8 +525,8 @@ mod privileged {
             (source, ip("2001:db8:0:2:3::1")),
         ];
         for (source, to) in rows {
-            is_dropped(&fabric, None, NOBODYS, || {
-                send(&world.a.place, "eth0", source, (to, 9).into());
+            is_dropped(&fabric, None, NOBODYS, |packet| {
+                send(&world.a.place, "eth0", source, (to, 9).into(), packet);
             });
         }
     }
@@ -464,19 +547,19 @@ mod privileged {
             let block = addresses.blocks().next().unwrap();
             let source = block.ip();
             world.a.place.hold("eth0", &source.to_string());
-            let sends = || send(&world.a.place, "eth0", source, at);
+            let sends = |packet: &[u8]| send(&world.a.place, "eth0", source, at, packet);
             // Without being asked to look.
             assert_eq!(arrives(&socket, sends), source);
             world.cloud.take_addresses(&eni, &addresses).unwrap();
             assert_fine(&fabric.settle().await);
-            while socket.recv_from(&mut [0; 16]).is_ok() {}
             is_dropped(&fabric, Some(&socket), STRANGER, sends);
-            is_dropped(&fabric, None, NOBODYS, || {
+            is_dropped(&fabric, None, NOBODYS, |packet| {
                 send(
                     &world.c.place,
                     "eth0",
                     world.primary(&world.c),
                     (source, 9).into(),
+                    packet,
                 );
             });
         }
@@ -536,6 +619,7 @@ mod privileged {
         neighbours: Vec<Vec<Neighbour>>,
         rules: Vec<RuleInfo>,
         elements: Vec<Vec<Element>>,
+        forwards_v6: String,
     }
 
     impl Everything {
@@ -546,6 +630,7 @@ mod privileged {
                 .map(TestNamespace::netlink)
                 .collect();
             let mut nft = world.router.namespace.run(Nft::open).unwrap().unwrap();
+            let forwards_v6 = || sysctl::read("net/ipv6/conf/all/forwarding");
             let tables = [Family::Ip, Family::Ip6].map(|family| Table::new(family, "fake-vpc"));
             let mut everything = Self {
                 links: Vec::new(),
@@ -554,9 +639,13 @@ mod privileged {
                 neighbours: Vec::new(),
                 rules: Vec::new(),
                 elements: Vec::new(),
+                forwards_v6: world.router.namespace.run(forwards_v6).unwrap().unwrap(),
             };
             for kernel in &mut kernels {
-                everything.links.push(kernel.links().unwrap());
+                let mut links = kernel.links().unwrap();
+                // Which the kernel sees a moment later.
+                links.iter_mut().for_each(|link| link.running = false);
+                everything.links.push(links);
                 let mut addresses = kernel.addresses(None).unwrap();
                 // The kernel's own come when it likes.
                 addresses.retain(|address| address.network.is_ipv4() || address.network.prefix() == 128);
@@ -592,18 +681,15 @@ mod privileged {
         world.attach(&second, &world.b, 1);
         kinds(&world, &world.eni(&world.a, 0));
         let fabric = world.start().await;
-        // Links are told as running a moment after they are up.
-        wait_for(
-            || {
-                let links = world.router.netlink().links().unwrap();
-                let primaries = links.iter().filter(|link| link.running).count();
-                (primaries == 3).then_some(())
-            },
-            "three cables",
-        );
-        is_dropped(&fabric, None, NOBODYS, || {
+        is_dropped(&fabric, None, NOBODYS, |packet| {
             let primary = world.primary(&world.a);
-            send(&world.a.place, "eth0", primary, (ip("10.0.2.200"), 9).into());
+            send(
+                &world.a.place,
+                "eth0",
+                primary,
+                (ip("10.0.2.200"), 9).into(),
+                packet,
+            );
         });
         let before = Everything::of(&world);
         fabric.abandon();
@@ -622,6 +708,15 @@ mod privileged {
         kernel.replace_route(&stray).unwrap();
         assert_fine(&fabric.settle().await);
         assert_eq!(sorted(Everything::of(&world)), sorted(before));
+
+        // And with another internet.
+        fabric.abandon();
+        let fabric = world.start_with(vec![ip("203.0.113.5")]).await;
+        assert_fine(&fabric.problems());
+        let link = kernel.link_named("vpc-internet").unwrap().unwrap();
+        let mut addresses = kernel.addresses(Some(link.index)).unwrap();
+        addresses.retain(|address| matches!(address.network.prefix(), 32 | 128));
+        assert_eq!(addresses, [Address::global(link.index, ip("203.0.113.5").into())]);
 
         assert_fine(&fabric.stop());
         assert_eq!(Everything::of(&world), bare);
@@ -670,12 +765,12 @@ mod privileged {
         let at = socket.local_addr().unwrap();
         let source = IpAddr::from(eni.primary);
         assert_eq!(
-            arrives(&socket, || send(&world.a.place, "ens5", source, at)),
+            arrives(&socket, |packet| send(&world.a.place, "ens5", source, at, packet)),
             source
         );
         world.a.place.hold("ens5", "10.0.1.99");
-        is_dropped(&fabric, Some(&socket), STRANGER, || {
-            send(&world.a.place, "ens5", ip("10.0.1.99"), at);
+        is_dropped(&fabric, Some(&socket), STRANGER, |packet| {
+            send(&world.a.place, "ens5", ip("10.0.1.99"), at, packet);
         });
 
         assert_fine(&fabric.stop());

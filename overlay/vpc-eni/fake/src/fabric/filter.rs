@@ -23,6 +23,7 @@ const OWNED: &str = "owned";
 /// Which addresses anybody has.
 const ADDRESSES: &str = "addresses";
 
+const FORWARDING_WAS_OFF: &str = "forwarding-was-off";
 const STRANGERS: &str = "strangers";
 const NOBODYS: &str = "nobodys";
 /// The counted rules, by their comments.
@@ -56,6 +57,20 @@ pub(super) fn remove(nft: &mut Nft) -> Result<(), Error> {
     FAMILIES
         .into_iter()
         .try_for_each(|family| nft.remove(&table(family)).map(drop))
+}
+
+/// Keeps in mind, for as long as the tables are there, that the router did not forward IPv6 before. An empty chain that
+/// nothing enters says so: it outlives the process.
+pub(super) fn remember_forwarding_was_off(nft: &mut Nft) -> Result<(), Error> {
+    let mut batch = Batch::new(&table(Family::Ip6));
+    batch.add_chain(&Chain::regular(FORWARDING_WAS_OFF));
+    nft.commit(&batch)
+}
+
+/// Whether the router did not forward IPv6 before the tables were there.
+pub(super) fn was_forwarding_off(nft: &mut Nft) -> Result<bool, Error> {
+    let chains = nft.chains(&table(Family::Ip6))?;
+    Ok(chains.iter().any(|chain| chain.name == FORWARDING_WAS_OFF))
 }
 
 /// What the rules have counted.

@@ -7,7 +7,7 @@ use ipnetwork::IpNetwork;
 use netlink::nft::Nft;
 use netlink::{
     AbsentIsFine, Address, Kernel, Link, LinkChange, LinkKind, Namespace, Netlink, NewLink, NewLinkKind,
-    Route, RouteFilter, VethPeer, sysctl,
+    Route, RouteFilter, Scope, VethPeer, sysctl,
 };
 use vpc_eni::ec2::{EniId, InstanceId};
 
@@ -19,6 +19,8 @@ const MTU_BYTES: u32 = 9001;
 
 /// The device that has the internet's addresses.
 const INTERNET: &str = "vpc-internet";
+
+const FORWARDING_V6: &str = "net/ipv6/conf/all/forwarding";
 
 /// `RTPROT_DHCP`: who makes an instance's default route.
 const DHCP: u8 = 16;
@@ -32,8 +34,6 @@ pub(super) struct Router {
     internet: Vec<IpAddr>,
     /// Devices that others made and that are ports, as they were last.
     adopted: BTreeMap<u32, Port>,
-    /// Whether it was here that the router was told to forward IPv6.
-    forwards_v6: bool,
 }
 
 struct Node {
@@ -66,7 +66,6 @@ impl Router {
             nodes: nodes.collect::<netlink::Result<_>>()?,
             internet,
             adopted: BTreeMap::new(),
-            forwards_v6: false,
         })
     }
 
@@ -81,9 +80,7 @@ impl Router {
     pub(super) fn apply(&mut self, plan: &Plan) -> Vec<Problem> {
         let mut problems = Vec::new();
         let mut wired = Vec::new();
-        if let Err(problem) = self.unplug(plan) {
-            problems.push(problem);
-        }
+        problems.extend(self.unplug(plan).unwrap_or_else(only));
         for port in &plan.ports {
             match self.plug(port) {
                 Ok(found) => wired.push(found),
@@ -105,7 +102,7 @@ impl Router {
             }
         }
         problems.extend(self.connect_internet(plan).err());
-        problems.extend(self.route(plan, &wired).err());
+        problems.extend(self.route(plan, &wired).unwrap_or_else(only));
         problems
     }
 
@@ -114,45 +111,56 @@ impl Router {
         let mut problems: Vec<Problem> = Vec::new();
         let nothing = Plan::default();
         self.internet.clear();
-        problems.extend(self.unplug(&nothing).err());
+        problems.extend(self.unplug(&nothing).unwrap_or_else(only));
         problems.extend(self.connect_internet(&nothing).err());
-        problems.extend(self.route(&nothing, &[]).err());
+        problems.extend(self.route(&nothing, &[]).unwrap_or_else(only));
+        problems.extend(self.stop_forwarding().err());
         problems.extend(filter::remove(&mut self.nft).err().map(Problem::from));
-        if self.forwards_v6 {
-            let restored = sysctl::write("net/ipv6/conf/all/forwarding", "0");
-            problems.extend(restored.err().map(Problem::from));
-        }
         problems
     }
 
-    /// Removes the pairs of interfaces that have no device any more, or have it elsewhere.
-    fn unplug(&mut self, plan: &Plan) -> Result<(), Problem> {
-        let links = self.kernel.links()?;
+    /// The router forwards IPv6 no more, if it did not before; for all devices, as there is no setting for one.
+    fn stop_forwarding(&mut self) -> Result<(), Problem> {
+        if filter::was_forwarding_off(&mut self.nft)? {
+            sysctl::write(FORWARDING_V6, "0")?;
+        }
+        Ok(())
+    }
+
+    /// Removes the pairs of interfaces that have no device any more, or have it elsewhere, and what others' devices have
+    /// that are ports no longer.
+    fn unplug(&mut self, plan: &Plan) -> Result<Vec<Problem>, Problem> {
+        let mut problems = Vec::new();
         let internet = internet_alias();
-        let ours = links
-            .iter()
-            .filter(|link| is_ours(link.alias.as_deref()) && link.alias.as_ref() != Some(&internet));
-        for link in ours {
+        let mut links = self.kernel.links()?;
+        links.retain(|link| is_ours(link.alias.as_deref()) && link.alias.as_ref() != Some(&internet));
+        for link in links {
             let port = plan.ports.iter().find(|port| Some(port.alias()) == link.alias);
-            let stays = match port {
-                Some(port) => self.device_of(port, link)?.is_some(),
-                None => false,
-            };
-            if !stays {
-                self.kernel.delete_link(link.index).absent_is_fine()?;
+            let stays = port.map_or(Ok(false), |port| Ok(self.device_of(port, &link)?.is_some()));
+            match stays {
+                Ok(true) => {}
+                Ok(false) => {
+                    let deleted = self.kernel.delete_link(link.index).absent_is_fine();
+                    problems.extend(deleted.err().map(Problem::from));
+                }
+                Err(problem) => problems.push(problem),
             }
         }
         let wanted: BTreeSet<&EniId> = plan.ports.iter().map(|port| &port.eni).collect();
         let left = self.adopted.extract_if(.., |_, port| !wanted.contains(&port.eni));
-        for (index, port) in left.collect::<Vec<_>>() {
-            for address in port.addresses(index) {
-                self.kernel.delete_address(&address).absent_is_fine()?;
-            }
-            for neighbour in port.neighbours(index) {
-                self.kernel.delete_neighbour(&neighbour).absent_is_fine()?;
-            }
+        for (index, port) in left {
+            let addresses = port.addresses(index);
+            let neighbours = port.neighbours(index);
+            let deleted = addresses
+                .iter()
+                .map(|address| self.kernel.delete_address(address));
+            problems.extend(failures(deleted));
+            let deleted = neighbours
+                .iter()
+                .map(|neighbour| self.kernel.delete_neighbour(neighbour));
+            problems.extend(failures(deleted));
         }
-        Ok(())
+        Ok(problems)
     }
 
     /// The device of a port in its node, where that is the other end of a device of the router's.
@@ -267,40 +275,41 @@ impl Router {
 
     /// The internet's addresses are the router's own, on a device that leads nowhere.
     fn connect_internet(&mut self, plan: &Plan) -> Result<(), Problem> {
-        if plan.blocks.iter().any(IpNetwork::is_ipv6) && sysctl::ensure("net/ipv6/conf/all/forwarding", "1")?
-        {
-            self.forwards_v6 = true;
+        if plan.blocks.iter().any(IpNetwork::is_ipv6) && sysctl::ensure(FORWARDING_V6, "1")? {
+            filter::remember_forwarding_was_off(&mut self.nft)?;
         }
         let found = self.kernel.link_named(INTERNET)?;
-        if self.internet.is_empty() {
-            let ours = found.filter(|link| is_ours(link.alias.as_deref()));
-            return match ours {
-                Some(link) => Ok(self.kernel.delete_link(link.index).absent_is_fine()?),
-                None => Ok(()),
-            };
-        }
-        let link = match found {
-            Some(link) => link,
-            None => self.kernel.create_link(&NewLink {
+        let ours = found.filter(|link| is_ours(link.alias.as_deref()));
+        let link = match (ours, self.internet.is_empty()) {
+            (None, true) => return Ok(()),
+            (Some(link), true) => return Ok(self.kernel.delete_link(link.index).absent_is_fine()?),
+            (Some(link), false) => link,
+            (None, false) => self.kernel.create_link(&NewLink {
                 up: true,
                 alias: Some(internet_alias()),
                 ..NewLink::new(INTERNET, NewLinkKind::Bridge)
             })?,
         };
-        let actual = self.kernel.addresses(Some(link.index))?;
-        for address in &self.internet {
-            let wanted = Address {
+        let wanted: BTreeSet<IpNetwork> = self.internet.iter().copied().map(single).collect();
+        let mut actual = self.kernel.addresses(Some(link.index))?;
+        actual.retain(|address| address.scope == Scope::Universe);
+        let (there, stale): (Vec<_>, Vec<_>) = actual
+            .into_iter()
+            .partition(|address| wanted.contains(&address.network));
+        for address in &stale {
+            self.kernel.delete_address(address).absent_is_fine()?;
+        }
+        let there: BTreeSet<IpNetwork> = there.iter().map(|address| address.network).collect();
+        for network in wanted.difference(&there) {
+            self.kernel.add_address(&Address {
                 no_dad: true,
-                ..Address::global(link.index, single(*address))
-            };
-            if !actual.iter().any(|actual| actual.network == wanted.network) {
-                self.kernel.add_address(&wanted)?;
-            }
+                ..Address::global(link.index, *network)
+            })?;
         }
         Ok(())
     }
 
-    fn route(&mut self, plan: &Plan, wired: &[Wired<'_>]) -> Result<(), Problem> {
+    fn route(&mut self, plan: &Plan, wired: &[Wired<'_>]) -> Result<Vec<Problem>, Problem> {
         let links = self.kernel.links()?;
         let loopback = links.iter().find(|link| link.loopback).map(|link| link.index);
         let wanted: BTreeSet<Route> = wired
@@ -310,13 +319,13 @@ impl Router {
             .collect();
         let actual = self.kernel.routes(&RouteFilter::made_by(PROTOCOL))?;
         let actual: BTreeSet<Route> = actual.into_iter().collect();
-        for route in actual.difference(&wanted) {
-            self.kernel.delete_route(route).absent_is_fine()?;
-        }
-        for route in wanted.difference(&actual) {
-            self.kernel.replace_route(route)?;
-        }
-        Ok(())
+        let mut problems = Vec::new();
+        let stale = actual.difference(&wanted);
+        problems.extend(failures(stale.map(|route| self.kernel.delete_route(route))));
+        let missing = wanted.difference(&actual);
+        let replaced = missing.map(|route| self.kernel.replace_route(route));
+        problems.extend(replaced.filter_map(Result::err).map(Problem::from));
+        Ok(problems)
     }
 
     pub(super) fn plan(&self, grounds: &crate::cloud::Grounds) -> Plan {
@@ -342,4 +351,14 @@ fn foreign(port: &Port, device: Link) -> Problem {
 fn of_interface(eni: &EniId) -> impl FnOnce(netlink::Error) -> Problem {
     let eni = eni.clone();
     move |source| Problem::Device { eni, source }
+}
+
+fn only(problem: Problem) -> Vec<Problem> {
+    vec![problem]
+}
+
+/// What failed of deletions; what was gone already is fine.
+fn failures(deleted: impl Iterator<Item = netlink::Result<()>>) -> impl Iterator<Item = Problem> {
+    let failed = deleted.filter_map(|deleted| deleted.absent_is_fine().err());
+    failed.map(Problem::from)
 }
