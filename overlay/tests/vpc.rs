@@ -455,7 +455,7 @@ mod privileged {
         });
 
         // As a DEL does it: the device first.
-        let device = overlay::pods::wiring::host_ifname(&key(SECOND));
+        let device = overlay::pods::wiring::ifname_by_key(&key(SECOND));
         command(&vpc.node, &format!("ip link del {device}"));
         vpc.pods.remove(&key(SECOND)).expect("written");
         let now = || (vpc.our_rules(), vpc.our_routes());
