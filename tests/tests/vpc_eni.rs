@@ -9,8 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use fake_vpc::fabric::{Drops, Place};
-use fake_vpc::server::Server;
-use fake_vpc::{Cloud, Fabric};
+use fake_vpc::{Cloud, Fabric, Server};
 use serde_json::{Value, json};
 use tests::cluster::{program, programs};
 use tests::directory::Directory;
