@@ -29,6 +29,10 @@
 //! tells from which address. Any address that is owned may go there, as if it had a public one. Where else the router
 //! has routes to outside the VPC, it forwards to.
 //!
+//! It looks when something happens in the cloud, when it is asked to ([`Fabric::settle`]), and soon again after a problem;
+//! what others do to its devices meanwhile is put right then, and not before. It writes tables `fake-vpc` into nftables,
+//! routes of protocol 214, and aliases `fake-vpc …`, by which it knows later what is its own.
+//!
 //! Not played: security groups, network ACLs, route tables of subnets, DHCP, the metadata service's address. Addresses
 //! of interfaces whose instance has no namespace here are nobody's. One fabric fits into a router's namespace.
 

@@ -174,7 +174,7 @@ pub(super) fn single(address: IpAddr) -> IpNetwork {
     IpNetwork::from(address)
 }
 
-/// The address that a device of this MAC address has on its link (RFC 4291 appendix A).
+/// The address that a device of this MAC address has on its link (RFC 2464 §4 and §5).
 fn link_local(mac: Mac) -> Ipv6Addr {
     let [a, b, c, d, e, f] = mac;
     let group = |high: u8, low: u8| u16::from_be_bytes([high, low]);
@@ -220,7 +220,7 @@ mod tests {
 
     #[test]
     fn the_address_on_the_link_comes_of_the_mac_address() {
-        // The example of RFC 4291 appendix A's rule: 34-56-78-9A-BC-DE.
+        // The example of RFC 2464 §4.
         let address = link_local([0x34, 0x56, 0x78, 0x9a, 0xbc, 0xde]);
         assert_eq!(address, "fe80::3656:78ff:fe9a:bcde".parse::<Ipv6Addr>().unwrap());
     }
