@@ -184,7 +184,8 @@ fn more(view: &View, shortage: u32) -> Step {
 
 /// What came before `ENABLE_PREFIX_DELEGATION` was turned on or off goes when the rest is enough.
 fn less_of_other_units(view: &View, stock: &Stock) -> Option<Step> {
-    let is_other = |block: &&Block| block.is_free() && block.is_prefix() != (view.targets.unit == Unit::Prefix);
+    let is_other =
+        |block: &&Block| block.is_free() && block.is_prefix() != (view.targets.unit == Unit::Prefix);
     view.interfaces.iter().rev().find_map(|interface| {
         let (mut addresses, mut prefixes) = (0, 0);
         let can_go = |block: &&Block| {

@@ -122,9 +122,10 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
                 if subnets.is_empty() {
                     let problem = Problem {
                         what: format!("EC2 knows no subnet of {} in {}", instance.vpc, instance.zone),
-                        advice: "it is asked again; see that the agent asks EC2 of the instance's own region \
+                        advice:
+                            "it is asked again; see that the agent asks EC2 of the instance's own region \
                                  (AWS_REGION, AWS_EC2_ENDPOINT)"
-                            .to_owned(),
+                                .to_owned(),
                     };
                     self.problems.note(&Subject::Subnets, problem);
                     self.pace.failed(Subject::Subnets, now);
@@ -163,8 +164,11 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
                 .any(|open| matches!(open, Undertaking::Remove { eni: leaving, .. } if leaving == eni))
         };
         // Other network cards have their own indexes and tables.
-        let is_on_first_card =
-            |eni: &Eni| eni.attachment.as_ref().is_none_or(|attached| attached.card_index == 0);
+        let is_on_first_card = |eni: &Eni| {
+            eni.attachment
+                .as_ref()
+                .is_none_or(|attached| attached.card_index == 0)
+        };
         let found: Vec<Eni> = found
             .into_iter()
             .filter(|eni| !leaving(&eni.id) && is_on_first_card(eni))
@@ -220,8 +224,7 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
         };
         self.problems.retain(is_alive);
         self.pace.retain(is_alive);
-        self.full
-            .retain(|eni, until| *until > now && known.contains(eni));
+        self.full.retain(|eni, until| *until > now && known.contains(eni));
         self.portions.clear();
         self.subnet_portions.clear();
     }

@@ -369,7 +369,9 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
                 max_pods: facts.max_pods,
             },
             interfaces: interfaces.collect(),
-            more_interfaces: self.most_interfaces(limits, now).saturating_sub(self.taken_places()),
+            more_interfaces: self
+                .most_interfaces(limits, now)
+                .saturating_sub(self.taken_places()),
             waiting: census.waiting,
             may_give_back: is_idle
                 && !self.undertakings.open_ones().iter().any(Undertaking::is_underway)

@@ -10,8 +10,8 @@ use super::node::{self, SETTLES};
 use super::problem::{Problem, Subject, of_call};
 use super::{Ipam, Turn, tag};
 use crate::ec2::{
-    Amount, Attached, AttachmentId, CallError, Ec2, Eni, EniId, Limits, Meaning, Metadata, NewEni, SecurityGroupId,
-    SubnetId, Tags, Which,
+    Amount, Attached, AttachmentId, CallError, Ec2, Eni, EniId, Limits, Meaning, Metadata, NewEni,
+    SecurityGroupId, SubnetId, Tags, Which,
 };
 use crate::home::Home;
 use crate::plan::{Step, next_step};
@@ -65,7 +65,9 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
                 attachment,
                 was_here,
             } => self.remove(undertaking, eni, attachment, was_here, now).await,
-            Undertaking::Change { .. } | Undertaking::GaveBack { .. } | Undertaking::Removed { .. } => Turn::Idle,
+            Undertaking::Change { .. } | Undertaking::GaveBack { .. } | Undertaking::Removed { .. } => {
+                Turn::Idle
+            }
         }
     }
 
@@ -88,8 +90,12 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
         } else {
             self.problems.ends(&Subject::Room);
         }
-        if matches!(step, Step::Rest | Step::GiveBack { .. } | Step::Remove { .. }) {
-            self.end_problems_of_growth();
+        match step {
+            Step::Rest | Step::GiveBack { .. } | Step::Remove { .. } => self.end_problems_of_growth(),
+            Step::Fill { .. } | Step::Add { .. } | Step::Full => self.end_problems_of_giving_back(),
+        }
+        if step == Step::Rest && view.may_give_back {
+            self.end_problems_of_giving_back();
         }
         match step {
             Step::Rest if view.may_give_back => self.retire(now).await,
@@ -104,18 +110,26 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
     /// Who wants nothing more is refused nothing.
     fn end_problems_of_growth(&mut self) {
         let mut open = self.undertakings.open_ones().iter();
-        let is_adding = open.any(|open| matches!(open, Undertaking::Add { .. }));
+        let is_adding = open.any(|open| matches!(open, Undertaking::Add { attachment: None, .. }));
         self.problems.retain(|subject| match subject {
             Subject::NewInterface => is_adding,
-            Subject::Subnet(_) => false,
+            Subject::Subnet(_) | Subject::Interface(_) => false,
             _ => true,
         });
+    }
+
+    /// Likewise for what is not given back any more.
+    fn end_problems_of_giving_back(&mut self) {
+        self.problems
+            .retain(|subject| !matches!(subject, Subject::GivingBack(_)));
     }
 
     /// Gives back what an interface has that pods get no addresses of any more: custom networking was turned on.
     async fn retire(&mut self, now: Instant) -> Turn {
         let is_retired = |held: &&super::Held| {
-            self.manages(held) && !self.serves(held) && !held.eni.secondary.is_empty() | !held.eni.prefixes.is_empty()
+            self.manages(held)
+                && !self.serves(held)
+                && !held.eni.secondary.is_empty() | !held.eni.prefixes.is_empty()
         };
         let retired = self.held().find(is_retired);
         let Some((eni, blocks)) = retired.map(|held| (held.eni.id.clone(), held.blocks())) else {
@@ -180,9 +194,7 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
             since: self.wall.now(),
         };
         // One record says of an interface that it may have more, however often it was asked for.
-        let is_fill = |open: &&Undertaking| {
-            matches!(open, Undertaking::Change { eni: of, gives_back, .. } if of == eni && gives_back.is_empty())
-        };
+        let is_fill = |open: &&Undertaking| matches!(open, Undertaking::Change { eni: of, gives_back, .. } if of == eni && gives_back.is_empty());
         let before = self.undertakings.open_ones().iter().find(is_fill).cloned();
         let written = match &before {
             Some(before) => self.undertakings.advance(before, change.clone()),
@@ -509,7 +521,11 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
             return self.find_attached(&before, &eni, now).await;
         };
         // Somebody may have attached it anew.
-        let attachment = held.eni.attachment.as_ref().map_or(attachment, |now| now.id.clone());
+        let attachment = held
+            .eni
+            .attachment
+            .as_ref()
+            .map_or(attachment, |now| now.id.clone());
         let subject = Subject::Termination(eni.clone());
         match self.ec2.delete_on_termination(&eni, &attachment).await {
             Ok(()) => {
@@ -734,6 +750,7 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
         if !was_here && !self.home.withdraw(&blocks).is_empty() {
             // That it was nobody's was an old word: pods of this node have its addresses.
             self.look_due = now;
+            self.worked(&Subject::Removal(eni));
             return self.end(&before, now);
         }
         match found.attachment {
@@ -749,7 +766,11 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
                 self.is_recorded(written, now);
                 Turn::Acted
             }
-            Some(_) => self.end(&before, now),
+            Some(_) => {
+                self.look_due = now;
+                self.worked(&Subject::Removal(eni));
+                self.end(&before, now)
+            }
         }
     }
 

@@ -474,7 +474,12 @@ async fn groups_are_a_set_and_are_taken_over_whatever_is_refused_first() {
     world.start();
     world.book.add_pods(1);
     world.settle().await;
-    let group = || world.cloud.make_security_group(&world.vpc, Tags::new()).expect("a group");
+    let group = || {
+        world
+            .cloud
+            .make_security_group(&world.vpc, Tags::new())
+            .expect("a group")
+    };
     let (one, other) = (group(), group());
     world.set_groups(&world.eni(0), &[one.clone(), other.clone()]);
     world.set_groups(&world.eni(1), &[other.clone(), one.clone()]);
@@ -483,9 +488,11 @@ async fn groups_are_a_set_and_are_taken_over_whatever_is_refused_first() {
     assert_eq!(world.cloud.count(Action::ModifyNetworkInterfaceAttribute), before);
 
     for nth in 1..=3 {
-        world
-            .cloud
-            .fail(Action::ModifyNetworkInterfaceAttribute, nth, Fault::refused("RequestLimitExceeded"));
+        world.cloud.fail(
+            Action::ModifyNetworkInterfaceAttribute,
+            nth,
+            Fault::refused("RequestLimitExceeded"),
+        );
     }
     world.set_groups(&world.eni(0), &[one.clone()]);
     tokio::time::sleep(62 * MINUTE).await;
@@ -519,7 +526,9 @@ async fn an_interface_of_a_new_subnet_serves_pods_at_once() {
     });
     world.book.add_pods(1);
     world
-        .until("pods have addresses", 2 * MINUTE, |world| world.book.waiting() == 0)
+        .until("pods have addresses", 2 * MINUTE, |world| {
+            world.book.waiting() == 0
+        })
         .await;
 }
 
@@ -530,9 +539,9 @@ async fn settings_that_change_at_a_restart_leave_nothing_behind() {
     for (before, after, held) in [
         ("WARM_IP_TARGET=9", "WARM_IP_TARGET=2", vec![4]),
         ("", "MAX_ENI=1 WARM_IP_TARGET=1", vec![3]),
-        ("WARM_IP_TARGET=5", PREFIXES, vec![1]),
-        ("", PREFIXES, vec![1]),
-        (PREFIXES, "WARM_IP_TARGET=2", vec![4]),
+        ("WARM_IP_TARGET=5", PREFIXES, vec![1, 1]),
+        ("", PREFIXES, vec![1, 1]),
+        (PREFIXES, "WARM_IP_TARGET=2", vec![1]),
         ("WARM_ENI_TARGET=2", "WARM_ENI_TARGET=1", vec![9, 9]),
         ("", "AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG=true", vec![0, 9, 9]),
         ("AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG=true", "", vec![9, 9]),

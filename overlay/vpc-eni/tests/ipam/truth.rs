@@ -131,6 +131,10 @@ async fn a_look_that_is_older_than_our_own_change_takes_nothing_back() {
 #[tokio::test(start_paused = true)]
 async fn an_interface_that_somebody_deletes_is_replaced_and_its_pods_are_told() {
     let world = with_pods().await;
+    // The next interface may well get the same addresses: until then they are nobody's.
+    world
+        .cloud
+        .set_weather(|weather| weather.answer_after = Duration::from_secs(1));
     world.cloud.take_interface(&world.eni(1)).expect("there");
     world
         .until("it is told", 62 * MINUTE, |world| {
@@ -373,7 +377,9 @@ async fn an_interface_that_went_is_not_reckoned_with_by_an_old_word() {
         assert_eq!(world.problem("device of"), None);
         world.book.add_pods(9);
         world
-            .until("pods have addresses", 2 * MINUTE, |world| world.book.waiting() == 0)
+            .until("pods have addresses", 2 * MINUTE, |world| {
+                world.book.waiting() == 0
+            })
             .await;
         see_clearly(&world);
         world.settle().await;
@@ -389,7 +395,11 @@ async fn an_address_that_somebody_took_is_not_offered_when_ec2_refuses_to_take_i
     world.book.add_pods(6);
     world.settle().await;
     let pods = world.book.pods();
-    let free = world.book.offered().into_iter().find(|block| !pods.contains(&block.ip()));
+    let free = world
+        .book
+        .offered()
+        .into_iter()
+        .find(|block| !pods.contains(&block.ip()));
     let stolen = free.expect("two are ready");
     world
         .cloud
@@ -408,7 +418,11 @@ async fn an_address_that_somebody_took_is_not_offered_when_ec2_refuses_to_take_i
     world.settle().await;
     world.assert_nothing_is_lost();
     assert_eq!(world.held(), [3]);
-    assert!(world.status().problems.is_empty(), "{:?}", world.status().problems);
+    assert!(
+        world.status().problems.is_empty(),
+        "{:?}",
+        world.status().problems
+    );
 }
 
 /// A single address that a look misses is no reason for an interface more.
