@@ -298,7 +298,8 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
             .and_then(|tags| tags.get(tag::SUBNET_ROLE))
             .is_some_and(|role| role == "0");
         let is_taken = self.settings.family == PodFamily::V4 && self.settings.custom_networking.is_some();
-        !is_taken && !(self.settings.discovers_subnets && is_excluded)
+        let is_left_out = self.settings.discovers_subnets && is_excluded;
+        !is_taken && !is_left_out
     }
 
     fn held(&self) -> impl Iterator<Item = &Held> {

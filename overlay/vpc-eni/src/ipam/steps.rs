@@ -90,6 +90,7 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
         } else {
             self.problems.ends(&Subject::Room);
         }
+        self.end_problems_of_full_ones(limits);
         match step {
             Step::Rest | Step::GiveBack { .. } | Step::Remove { .. } => self.end_problems_of_growth(),
             Step::Fill { .. } | Step::Add { .. } | Step::Full => self.end_problems_of_giving_back(),
@@ -104,6 +105,24 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
             Step::Add { amount } => self.add(amount, now).await,
             Step::GiveBack { eni, blocks } => self.give_back(&eni, &blocks, now).await,
             Step::Remove { eni } => self.begin_removal(&eni, now),
+        }
+    }
+
+    /// Whether EC2 could give pods more of an interface.
+    fn has_room(&self, held: &super::Held, limits: Limits) -> bool {
+        let used = (held.eni.secondary.len() + held.eni.prefixes.len()) as u32;
+        self.manages(held) && self.serves(held) && used + 1 < limits.addresses_per_interface
+    }
+
+    /// Nothing more is asked for those that are full.
+    fn end_problems_of_full_ones(&mut self, limits: Limits) {
+        let full: Vec<EniId> = self
+            .held()
+            .filter(|held| !self.has_room(held, limits))
+            .map(|held| held.eni.id.clone())
+            .collect();
+        for eni in full {
+            self.problems.ends(&Subject::Interface(eni));
         }
     }
 
@@ -142,13 +161,11 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
     /// Where nothing can be added, that is a problem only for pods that wait; and what is held up is told as what holds
     /// it up.
     fn note_full(&mut self, limits: Limits, now: Instant) {
-        let has_room = |held: &super::Held| {
-            let used = (held.eni.secondary.len() + held.eni.prefixes.len()) as u32;
-            self.manages(held) && self.serves(held) && used + 1 < limits.addresses_per_interface
-        };
         let is_limited = self.interface_limit.is_some_and(|(_, until)| now < until);
         let mut open = self.undertakings.open_ones().iter();
-        let is_held_up = self.held().any(has_room) || is_limited || open.any(Undertaking::is_underway);
+        let is_held_up = self.held().any(|held| self.has_room(held, limits))
+            || is_limited
+            || open.any(Undertaking::is_underway);
         if self.home.census().waiting == 0 || is_held_up {
             return self.problems.ends(&Subject::Room);
         }
