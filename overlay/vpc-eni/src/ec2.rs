@@ -339,6 +339,8 @@ pub enum Meaning {
     InterfaceLimit,
     /// The device index is taken.
     IndexTaken,
+    /// The interface is attached.
+    InUse,
     /// A security group is not there.
     NoSuchGroup,
     /// It is not allowed.
@@ -403,7 +405,9 @@ impl CallError {
             | "OptInRequired"
             | "SignatureDoesNotMatch" => Meaning::Denied,
             "InternalError" | "InternalFailure" | "Unavailable" | "ServiceUnavailable" => Meaning::Unknown,
+            "InvalidNetworkInterface.InUse" => Meaning::InUse,
             // EC2 has one code for everything that is wrong with a parameter.
+            "InvalidParameterValue" if self.speaks_of("currently in use") => Meaning::InUse,
             "InvalidParameterValue"
                 if self.speaks_of("device index") || self.speaks_of("already has an interface") =>
             {

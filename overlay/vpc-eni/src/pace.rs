@@ -55,6 +55,11 @@ impl<K: Eq + Hash> Pace<K> {
         self.waits.insert(subject, Wait { failures, until });
     }
 
+    /// Forgets subjects that are no more.
+    pub fn retain(&mut self, keep: impl Fn(&K) -> bool) {
+        self.waits.retain(|subject, _| keep(subject));
+    }
+
     /// It worked.
     pub fn worked(&mut self, subject: &K) {
         self.waits.remove(subject);

@@ -134,6 +134,9 @@ pub fn next_step(view: &View) -> Step {
             eni: interface.id.clone(),
         };
     }
+    if let Some(step) = less_of_other_units(view, &stock) {
+        return step;
+    }
     match view.targets.surplus(&stock) {
         0 => Step::Rest,
         surplus => less(view, surplus as usize),
@@ -177,6 +180,29 @@ fn more(view: &View, shortage: u32) -> Step {
     Step::Add {
         amount: amount(targets.units_per_interface),
     }
+}
+
+/// What came before `ENABLE_PREFIX_DELEGATION` was turned on or off goes when the rest is enough.
+fn less_of_other_units(view: &View, stock: &Stock) -> Option<Step> {
+    let is_other =
+        |block: &&Block| block.is_free() && block.is_prefix() != (view.targets.unit == Unit::Prefix);
+    view.interfaces.iter().rev().find_map(|interface| {
+        let (mut addresses, mut prefixes) = (0, 0);
+        let can_go = |block: &&Block| {
+            let more = (addresses + block.size(), prefixes + u32::from(block.is_prefix()));
+            let is_spare = view.targets.can_spare(stock, more.0, more.1);
+            if is_spare {
+                (addresses, prefixes) = more;
+            }
+            is_spare
+        };
+        let going = interface.blocks.iter().filter(is_other).filter(can_go);
+        let blocks: Vec<IpNetwork> = going.map(|block| block.network).collect();
+        (!blocks.is_empty()).then(|| Step::GiveBack {
+            eni: interface.id.clone(),
+            blocks,
+        })
+    })
 }
 
 fn less(view: &View, surplus: usize) -> Step {

@@ -37,6 +37,8 @@ pub enum Undertaking {
         eni: EniId,
         /// As long as it is attached.
         attachment: Option<AttachmentId>,
+        /// Whether it is, or was, attached here: it takes one of the instance's places until it is gone.
+        was_here: bool,
     },
     /// Addresses that come to an interface, or go.
     Change {
@@ -47,6 +49,22 @@ pub enum Undertaking {
         /// When it was begun.
         since: SystemTime,
     },
+    /// Addresses that an interface gave back so lately that EC2 may still speak of them.
+    GaveBack {
+        /// Which.
+        eni: EniId,
+        /// What.
+        blocks: Vec<IpNetwork>,
+        /// When EC2 said so.
+        since: SystemTime,
+    },
+    /// An interface that went from here so lately that EC2 may still speak of it.
+    Removed {
+        /// Which.
+        eni: EniId,
+        /// When EC2 said so.
+        since: SystemTime,
+    },
 }
 
 impl Undertaking {
@@ -55,20 +73,32 @@ impl Undertaking {
     pub const fn eni(&self) -> Option<&EniId> {
         match self {
             Self::Add { eni, .. } => eni.as_ref(),
-            Self::Remove { eni, .. } | Self::Change { eni, .. } => Some(eni),
+            Self::Remove { eni, .. }
+            | Self::Change { eni, .. }
+            | Self::GaveBack { eni, .. }
+            | Self::Removed { eni, .. } => Some(eni),
         }
     }
 
-    /// Whether it may yet change what this node has. An interface that is attached only has to learn when it goes.
+    /// Whether it may yet change what this node has. An interface that is attached only has to learn when it goes; one
+    /// that was never here takes nothing along.
     #[must_use]
     pub const fn is_underway(&self) -> bool {
-        !matches!(
-            self,
-            Self::Add {
-                attachment: Some(_),
-                ..
-            }
-        )
+        match self {
+            Self::Add { attachment, .. } => attachment.is_none(),
+            Self::Remove { was_here, .. } => *was_here,
+            Self::Change { .. } => true,
+            Self::GaveBack { .. } | Self::Removed { .. } => false,
+        }
+    }
+
+    /// Since when it is known that something has gone of which EC2 may still speak.
+    #[must_use]
+    pub const fn gone_since(&self) -> Option<SystemTime> {
+        match self {
+            Self::GaveBack { since, .. } | Self::Removed { since, .. } => Some(*since),
+            Self::Add { .. } | Self::Remove { .. } | Self::Change { .. } => None,
+        }
     }
 }
 

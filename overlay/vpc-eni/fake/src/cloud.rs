@@ -133,6 +133,13 @@ impl Cloud {
         inner.faults.insert((action, count + nth), fault);
     }
 
+    /// Nothing befalls that call of an action, however [`Self::fail`] has it; the next one is 1.
+    pub fn forget(&self, action: Action, nth: usize) {
+        let mut inner = self.lock();
+        let count = inner.counts.get(&action).copied().unwrap_or_default();
+        inner.faults.remove(&(action, count + nth));
+    }
+
     /// All calls up to now.
     #[must_use]
     pub fn calls(&self) -> Vec<Call> {

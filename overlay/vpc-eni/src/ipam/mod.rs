@@ -30,7 +30,7 @@ use crate::settings::{PodFamily, Settings};
 use crate::tally::{Calls, Tallied};
 use crate::undertaking::{FileError, Undertaking, Undertakings};
 use crate::warm::{Stock, Target, Targets, Unit};
-use node::{Held, Node};
+use node::{Held, Node, SETTLES};
 use problem::{Problem, Problems, Subject, of_call};
 
 /// How often the interfaces are looked at when nothing hints at a change.
@@ -113,8 +113,8 @@ pub struct Ipam<E, M, H> {
     made: HashMap<EniId, Eni>,
     /// Interfaces that EC2 takes no more addresses for, whatever a look says that may be older; until when.
     full: HashMap<EniId, Instant>,
-    /// Interfaces fewer than the type allows: EC2 refused one.
-    interface_limit: Option<u32>,
+    /// Interfaces fewer than the type allows: EC2 refused one; until when that is believed.
+    interface_limit: Option<(u32, Instant)>,
     look_due: Instant,
     sweep_due: Instant,
     last_change: Option<Instant>,
@@ -225,13 +225,27 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
         if self.node.is_none() {
             return Turn::Idle;
         }
+        self.end_what_is_past(now);
         if let Some(undertaking) = self.next_undertaking(now) {
             return self.continue_with(undertaking, now).await;
         }
-        if self.sweep_due <= now && self.pace.allows(&Subject::Leaks, now) {
+        if self.sweeps(now) {
             return self.sweep(now).await;
         }
+        if self.learn_subnets(now).await == Turn::Acted || self.regroup(now).await == Turn::Acted {
+            return Turn::Acted;
+        }
         self.take_step(now).await
+    }
+
+    /// Whether leaks are looked for now. Nobody knows what an interface is of while one is being made.
+    fn sweeps(&self, now: Instant) -> bool {
+        let mut open = self.undertakings.open_ones().iter();
+        let is_making = open.any(|open| open.eni().is_none());
+        let may = [Subject::Leaks, Subject::File]
+            .iter()
+            .all(|subject| self.pace.allows(subject, now));
+        self.sweep_due <= now && may && !is_making
     }
 
     /// When something is due of which nobody else tells.
@@ -243,8 +257,14 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
             .iter()
             .flat_map(Node::interfaces)
             .map(|held| held.since + YOUNG);
+        let open = self.undertakings.open_ones().iter();
+        let past = open
+            .filter_map(Undertaking::gone_since)
+            .map(|since| now + SETTLES.saturating_sub(self.age(since)));
         let dues = looks
             .into_iter()
+            .chain(past)
+            .chain(self.interface_limit.map(|(_, until)| until))
             .chain(self.full.values().copied())
             .chain(rests)
             .chain(grows_up)
@@ -278,17 +298,32 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
             .and_then(|tags| tags.get(tag::SUBNET_ROLE))
             .is_some_and(|role| role == "0");
         let is_taken = self.settings.family == PodFamily::V4 && self.settings.custom_networking.is_some();
-        !is_taken && !(self.settings.discovers_subnets && is_excluded)
+        let is_left_out = self.settings.discovers_subnets && is_excluded;
+        !is_taken && !is_left_out
     }
 
     fn held(&self) -> impl Iterator<Item = &Held> {
         self.node.iter().flat_map(Node::interfaces)
     }
 
-    /// Interfaces of which it is not known what they have.
+    /// Interfaces of which it is not known what they have, or of which EC2 may tell what was.
     fn is_unsure(&self, eni: &EniId) -> bool {
+        let mut open = self.undertakings.open_ones().iter();
+        open.any(|open| open.eni() == Some(eni) && !matches!(open, Undertaking::GaveBack { .. }))
+    }
+
+    /// Whether more may be asked for an interface, as far as itself and its subnet go.
+    fn may_fill(&self, held: &Held, now: Instant) -> bool {
+        self.full.get(&held.eni.id).is_none_or(|until| *until <= now)
+            && !held.is_doubted()
+            && self.pace.allows(&Subject::Subnet(held.eni.subnet.clone()), now)
+    }
+
+    /// How many of the instance's places for interfaces are taken.
+    fn taken_places(&self) -> u32 {
         let open = self.undertakings.open_ones().iter();
-        open.filter_map(Undertaking::eni).any(|open| open == eni)
+        let leaving = open.filter(|open| matches!(open, Undertaking::Remove { was_here: true, .. }));
+        (self.held().count() + leaving.count()) as u32
     }
 
     /// What there is and what is wanted, for the plan.
@@ -300,10 +335,14 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
         let interfaces = served.map(|held| {
             let id = held.eni.id.clone();
             let used = held.eni.secondary.len() + held.eni.prefixes.len();
-            let may_fill = self.full.get(&id).is_none_or(|until| *until <= now)
-                && held.offered().len() == held.blocks().len()
-                && self.pace.allows(&Subject::Subnet(held.eni.subnet.clone()), now);
-            let blocks = held.offered().into_iter().map(|network| {
+            let may_fill = self.may_fill(held, now);
+            // What is doubted is nothing for a pod that waits; what is kept ready may wait for a second look.
+            let blocks = if census.waiting > 0 {
+                held.offered()
+            } else {
+                held.blocks()
+            };
+            let blocks = blocks.into_iter().map(|network| {
                 let used = census.blocks.get(&network).copied().unwrap_or_default();
                 Block {
                     network,
@@ -332,10 +371,12 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
             },
             interfaces: interfaces.collect(),
             more_interfaces: self
-                .most_interfaces(limits)
-                .saturating_sub(self.held().count() as u32),
+                .most_interfaces(limits, now)
+                .saturating_sub(self.taken_places()),
             waiting: census.waiting,
-            may_give_back: is_idle && !self.undertakings.open_ones().iter().any(Undertaking::is_underway),
+            may_give_back: is_idle
+                && !self.undertakings.open_ones().iter().any(Undertaking::is_underway)
+                && !self.held().any(Held::is_doubted),
         }
     }
 
@@ -355,16 +396,17 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
         }
     }
 
-    fn most_interfaces(&self, limits: Limits) -> u32 {
+    fn most_interfaces(&self, limits: Limits, now: Instant) -> u32 {
         let wished = self.settings.max_interfaces.unwrap_or(u32::MAX);
-        let told = self.interface_limit.unwrap_or(u32::MAX);
+        let told = self.interface_limit.filter(|(_, until)| now < *until);
+        let told = told.map_or(u32::MAX, |(most, _)| most);
         limits.interfaces.min(wished).min(told)
     }
 
-    fn most_addresses(&self, limits: Limits) -> u32 {
+    fn most_addresses(&self, limits: Limits, now: Instant) -> u32 {
         let of_each = limits.addresses_per_interface.saturating_sub(1) * self.unit(limits).size();
         let primary = u32::from(self.settings.custom_networking.is_some());
-        self.most_interfaces(limits).saturating_sub(primary) * of_each
+        self.most_interfaces(limits, now).saturating_sub(primary) * of_each
     }
 
     /// The interfaces whose addresses pods are given, as far as their devices are there.
@@ -393,12 +435,10 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
                 blocks: blocks.into_iter().collect(),
             });
         }
-        let subjects: BTreeSet<String> = absent
-            .iter()
-            .map(|(eni, _)| problem::key(&Subject::Device(eni.clone())))
-            .collect();
-        self.problems
-            .retain_subjects(|subject| !subject.starts_with("device of ") || subjects.contains(subject));
+        self.problems.retain(|subject| match subject {
+            Subject::Device(eni) => absent.iter().any(|(absent, _)| absent == eni),
+            _ => true,
+        });
         for (eni, mac) in absent {
             let problem = Problem {
                 what: format!("{eni} is attached, and no device of this node has its MAC address {mac}"),
@@ -424,18 +464,19 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
         self.home.serve(&serving, self.problems.growth().as_deref());
         let census = self.home.census();
         self.note_stranded(&census.stranded);
-        let stock = self.limits.map_or_else(Stock::default, |limits| {
-            plan::stock(&self.view(limits, Instant::now()))
-        });
+        let now = Instant::now();
+        let stock = self
+            .limits
+            .map_or_else(Stock::default, |limits| plan::stock(&self.view(limits, now)));
         let status = Status {
             interfaces: Some(serving),
             vpc_networks: self.vpc_networks.clone(),
             problems: self.problems.clone(),
             attached: self.held().count() as u32,
-            most_interfaces: self.limits.map_or(0, |limits| self.most_interfaces(limits)),
+            most_interfaces: self.limits.map_or(0, |limits| self.most_interfaces(limits, now)),
             total: stock.total,
             assigned: stock.assigned,
-            most_addresses: self.limits.map_or(0, |limits| self.most_addresses(limits)),
+            most_addresses: self.limits.map_or(0, |limits| self.most_addresses(limits, now)),
             calls: self.ec2.calls(),
         };
         self.status.send_if_modified(|before| {
@@ -446,6 +487,12 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
     }
 
     fn note_stranded(&mut self, stranded: &[std::net::IpAddr]) {
+        // Those of an interface that serves no more pods, or that is doubted, are this node's all the same.
+        let is_lost = |address: &&std::net::IpAddr| {
+            let mut blocks = self.held().flat_map(Held::blocks);
+            !blocks.any(|block| block.contains(**address))
+        };
+        let stranded: Vec<_> = stranded.iter().filter(is_lost).collect();
         if stranded.is_empty() {
             return self.problems.ends(&Subject::Stranded);
         }
@@ -473,15 +520,24 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
         self.pace.worked(subject);
     }
 
-    /// The record could not be written: nothing is begun until it can.
-    fn cannot_record(&mut self, error: &FileError, now: Instant) -> Turn {
+    /// Whether the record could be written; nothing is begun until it can.
+    fn is_recorded(&mut self, written: Result<(), FileError>, now: Instant) -> bool {
+        let error = match written {
+            Ok(()) => {
+                self.worked(&Subject::File);
+                return true;
+            }
+            Err(error) => error,
+        };
         let problem = Problem {
-            what: model::with_causes(error),
+            what: model::with_causes(&error),
             advice: "make room on the disk of the state directory; nothing is asked of EC2 that could not be undone"
                 .to_owned(),
         };
         self.problems.note(&Subject::File, problem);
         self.pace.failed(Subject::File, now);
-        Turn::Idle
+        // What could not be struck out is, after a look.
+        self.look_due = self.look_due.min(now + SETTLES);
+        false
     }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use ipnetwork::IpNetwork;
 use tokio::time::Instant;
 
-use crate::ec2::{Addresses, Attached, Eni, EniId};
+use crate::ec2::{Addresses, Attached, Eni, EniId, SecurityGroupId};
 
 /// How long EC2 may speak of what was before a change ("Ensure idempotency", "Eventual consistency" in the EC2 API's
 /// developer guide give no figure; minutes are not heard of).
@@ -23,8 +23,10 @@ pub const DOUBT: Duration = Duration::from_secs(30);
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Node {
     enis: BTreeMap<EniId, Held>,
-    /// What was being given back when this program started.
+    /// What had just been given back when this program started.
     leaving: BTreeMap<EniId, BTreeSet<IpNetwork>>,
+    /// Interfaces that went from here, and when.
+    departed: BTreeMap<EniId, Instant>,
 }
 
 /// An interface that this node has.
@@ -97,6 +99,12 @@ impl Held {
         blocks.filter(|block| !self.doubted.contains_key(block)).collect()
     }
 
+    /// Whether a look missed something of it that is not given up yet.
+    #[must_use]
+    pub fn is_doubted(&self) -> bool {
+        self.missed.is_some() || !self.doubted.is_empty()
+    }
+
     fn is_settled(&self, now: Instant) -> bool {
         self.changed.is_none_or(|changed| now >= changed + SETTLES)
     }
@@ -125,8 +133,9 @@ impl Held {
         for block in known.difference(&told) {
             let missed_first = *self.doubted.entry(*block).or_insert(now);
             if !self.is_settled(now) {
-                // It may have come too lately to be told of.
+                // It may have come too lately to be told of: a later look knows.
                 self.doubted.remove(block);
+                looked.doubts = true;
                 blocks.insert(*block);
             } else if now < missed_first + DOUBT {
                 looked.doubts = true;
@@ -142,10 +151,18 @@ impl Held {
 }
 
 impl Node {
-    /// A node of which nothing is known but what was being given back when the last program ended.
+    /// A node of which nothing is known but what had just been given back, or was about to be, when the last program
+    /// ended.
     #[must_use]
-    pub fn new(leaving: impl IntoIterator<Item = (EniId, Vec<IpNetwork>)>) -> Self {
-        let mut node = Self::default();
+    pub fn new(
+        leaving: impl IntoIterator<Item = (EniId, Vec<IpNetwork>)>,
+        departed: impl IntoIterator<Item = EniId>,
+        now: Instant,
+    ) -> Self {
+        let mut node = Self {
+            departed: departed.into_iter().map(|eni| (eni, now)).collect(),
+            ..Self::default()
+        };
         for (eni, blocks) in leaving {
             node.leaving.entry(eni).or_default().extend(blocks);
         }
@@ -176,11 +193,13 @@ impl Node {
     ///
     /// # Errors
     /// When that cannot be.
-    pub fn take(&mut self, found: Vec<Eni>, now: Instant) -> Result<Looked, WithoutPrimary> {
+    pub fn take(&mut self, mut found: Vec<Eni>, now: Instant) -> Result<Looked, WithoutPrimary> {
+        self.departed.retain(|_, since| now < *since + SETTLES);
+        // An old word of what has gone.
+        found.retain(|eni| !self.departed.contains_key(&eni.id));
         let is_primary = |eni: &Eni| {
-            eni.attachment
-                .as_ref()
-                .is_some_and(|attached| attached.device_index == 0)
+            let attached = eni.attachment.as_ref();
+            attached.is_some_and(|attached| attached.device_index == 0)
         };
         if !found.iter().any(is_primary) {
             return Err(WithoutPrimary);
@@ -206,6 +225,7 @@ impl Node {
             let missed_first = *held.missed.get_or_insert(now);
             if now < held.since + SETTLES {
                 held.missed = None;
+                looked.doubts = true;
             } else if now < missed_first + DOUBT {
                 looked.doubts = true;
             } else {
@@ -227,8 +247,16 @@ impl Node {
     }
 
     /// An interface is detached.
-    pub fn detached(&mut self, eni: &EniId) {
+    pub fn detached(&mut self, eni: &EniId, now: Instant) {
         self.enis.remove(eni);
+        self.departed.insert(eni.clone(), now);
+    }
+
+    /// An interface has other security groups.
+    pub fn regrouped(&mut self, eni: &EniId, groups: Vec<SecurityGroupId>) {
+        if let Some(held) = self.enis.get_mut(eni) {
+            held.eni.groups = groups;
+        }
     }
 
     /// Addresses came.
@@ -254,17 +282,21 @@ impl Node {
                 held.gone.insert(*block, now);
             }
             held.set_blocks(blocks);
-            held.changed = Some(now);
         }
     }
 
     /// Blocks that were to go have not gone.
-    pub fn stayed(&mut self, eni: &EniId, blocks: &[IpNetwork], now: Instant) {
-        self.came(eni, &blocks.iter().copied().collect(), now);
+    pub fn stayed(&mut self, eni: &EniId, stayed: &[IpNetwork]) {
+        if let Some(held) = self.enis.get_mut(eni) {
+            held.gone.retain(|block, _| !stayed.contains(block));
+            let mut blocks = held.blocks();
+            blocks.extend(stayed);
+            held.set_blocks(blocks);
+        }
     }
 }
 
-fn blocks_of(eni: &Eni) -> BTreeSet<IpNetwork> {
+pub(super) fn blocks_of(eni: &Eni) -> BTreeSet<IpNetwork> {
     let addresses = Addresses {
         secondary: eni.secondary.clone(),
         prefixes: eni.prefixes.clone(),

@@ -23,8 +23,16 @@ pub enum Subject {
     Subnet(SubnetId),
     /// Another interface.
     NewInterface,
-    /// One that there is.
+    /// More addresses for one that there is.
     Interface(EniId),
+    /// Addresses that one gives back.
+    GivingBack(EniId),
+    /// One that goes.
+    Removal(EniId),
+    /// That one goes with its instance.
+    Termination(EniId),
+    /// The security groups of one.
+    Groups(EniId),
     /// Its device on this node.
     Device(EniId),
     /// Room on this instance.
@@ -35,6 +43,47 @@ pub enum Subject {
     File,
     /// Interfaces that nobody has.
     Leaks,
+}
+
+impl Subject {
+    /// The interface that it is about.
+    #[must_use]
+    pub const fn eni(&self) -> Option<&EniId> {
+        match self {
+            Self::Interface(eni)
+            | Self::GivingBack(eni)
+            | Self::Removal(eni)
+            | Self::Termination(eni)
+            | Self::Groups(eni)
+            | Self::Device(eni) => Some(eni),
+            Self::Identity
+            | Self::Limits
+            | Self::Interfaces
+            | Self::Subnets
+            | Self::Subnet(_)
+            | Self::NewInterface
+            | Self::Room
+            | Self::Stranded
+            | Self::File
+            | Self::Leaks => None,
+        }
+    }
+
+    /// Whether its problem keeps new addresses from coming.
+    const fn is_growth(&self) -> bool {
+        matches!(
+            self,
+            Self::Identity
+                | Self::Limits
+                | Self::Interfaces
+                | Self::Subnets
+                | Self::Subnet(_)
+                | Self::NewInterface
+                | Self::Interface(_)
+                | Self::Room
+                | Self::File
+        )
+    }
 }
 
 /// A problem.
@@ -53,15 +102,27 @@ impl fmt::Display for Problem {
 }
 
 /// The problems that there are.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-#[serde(transparent)]
-pub struct Problems(BTreeMap<String, Problem>);
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Problems(BTreeMap<Subject, Noted>);
+
+/// A problem with its subject's word.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Noted {
+    key: String,
+    problem: Problem,
+}
+
+impl Serialize for Problems {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.iter())
+    }
+}
 
 impl Problems {
     /// Notes one; it is logged when it is new.
     pub fn note(&mut self, subject: &Subject, problem: Problem) {
         let key = key(subject);
-        if self.0.get(&key) != Some(&problem) {
+        if self.0.get(subject).is_none_or(|noted| noted.problem != problem) {
             tracing::warn!(
                 subject = key,
                 problem = problem.what,
@@ -69,37 +130,34 @@ impl Problems {
                 "VPC addresses: a problem"
             );
         }
-        self.0.insert(key, problem);
+        self.0.insert(subject.clone(), Noted { key, problem });
     }
 
     /// It is over.
     pub fn ends(&mut self, subject: &Subject) {
-        let key = key(subject);
-        if self.0.remove(&key).is_some() {
-            tracing::info!(subject = key, "VPC addresses: the problem is over");
+        if let Some(noted) = self.0.remove(subject) {
+            tracing::info!(subject = noted.key, "VPC addresses: the problem is over");
         }
     }
 
-    /// Only those that `keep` says of their subject are kept.
-    pub fn retain_subjects(&mut self, keep: impl Fn(&str) -> bool) {
-        self.0.retain(|subject, _| keep(subject));
+    /// Those are over of whose subjects `keep` does not hold.
+    pub fn retain(&mut self, keep: impl Fn(&Subject) -> bool) {
+        let over: Vec<Subject> = self.0.keys().filter(|subject| !keep(subject)).cloned().collect();
+        for subject in over {
+            self.ends(&subject);
+        }
     }
 
     /// All of them, by their subject.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Problem)> {
-        self.0
-            .iter()
-            .map(|(subject, problem)| (subject.as_str(), problem))
+        self.0.values().map(|noted| (noted.key.as_str(), &noted.problem))
     }
 
     /// What keeps new addresses from coming.
     #[must_use]
     pub fn growth(&self) -> Option<String> {
-        let others = ["device of ", "leaks", "stranded"];
-        let mut problems = self
-            .iter()
-            .filter(|(subject, _)| !others.iter().any(|other| subject.starts_with(other)));
-        problems.next().map(|(_, problem)| problem.to_string())
+        let mut problems = self.0.iter().filter(|(subject, _)| subject.is_growth());
+        problems.next().map(|(_, noted)| noted.problem.to_string())
     }
 
     /// Whether there is none.
@@ -120,6 +178,10 @@ pub fn key(subject: &Subject) -> String {
         Subject::Subnet(subnet) => format!("subnet {subnet}"),
         Subject::NewInterface => "new interface".to_owned(),
         Subject::Interface(eni) => format!("interface {eni}"),
+        Subject::GivingBack(eni) => format!("addresses back from {eni}"),
+        Subject::Removal(eni) => format!("removal of {eni}"),
+        Subject::Termination(eni) => format!("termination of {eni}"),
+        Subject::Groups(eni) => format!("security groups of {eni}"),
         Subject::Device(eni) => format!("device of {eni}"),
         Subject::Room => "room".to_owned(),
         Subject::Stranded => "stranded".to_owned(),
@@ -161,7 +223,7 @@ pub fn of_call(error: &CallError) -> Problem {
              and AWS_REGION); it is tried again"
                 .to_owned()
         }
-        (_, Meaning::NotFound | Meaning::InterfaceFull | Meaning::IndexTaken) => "it is looked at anew".to_owned(),
+        (_, Meaning::NotFound | Meaning::InterfaceFull | Meaning::IndexTaken | Meaning::InUse) => "it is looked at anew".to_owned(),
         (_, Meaning::Other) => "it is tried again; the code says what EC2 has against it".to_owned(),
     };
     Problem {

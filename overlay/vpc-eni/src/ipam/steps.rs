@@ -6,12 +6,12 @@ use ipnetwork::IpNetwork;
 use rand::RngCore as _;
 use tokio::time::Instant;
 
-use super::node::SETTLES;
+use super::node::{self, SETTLES};
 use super::problem::{Problem, Subject, of_call};
 use super::{Ipam, Turn, tag};
 use crate::ec2::{
-    Amount, Attached, AttachmentId, CallError, Ec2, Eni, EniId, Meaning, Metadata, NewEni, SecurityGroupId,
-    SubnetId, Tags, Which,
+    Amount, Attached, AttachmentId, CallError, Ec2, Eni, EniId, Limits, Meaning, Metadata, NewEni,
+    SecurityGroupId, SubnetId, Tags, Which,
 };
 use crate::home::Home;
 use crate::plan::{Step, next_step};
@@ -21,6 +21,9 @@ use crate::undertaking::Undertaking;
 /// How long a subnet is left alone that has no address, the peer's.
 const EXHAUSTED: Duration = Duration::from_secs(120);
 
+/// How long it is believed that the instance can have no more interfaces than it has.
+const LIMITED: Duration = Duration::from_secs(600);
+
 /// How often subnets are asked for again when an interface is made.
 const SUBNETS_AGE: Duration = Duration::from_secs(600);
 
@@ -29,14 +32,14 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
     pub(super) fn next_undertaking(&self, now: Instant) -> Option<Undertaking> {
         let open = self.undertakings.open_ones().iter();
         open.filter(|open| match open {
-            // A look ends them.
-            Undertaking::Change { .. } => false,
+            // A look ends them, or time.
+            Undertaking::Change { .. } | Undertaking::GaveBack { .. } | Undertaking::Removed { .. } => false,
             Undertaking::Add {
                 eni: Some(eni),
                 attachment: Some(_),
                 ..
-            }
-            | Undertaking::Remove { eni, .. } => self.pace.allows(&Subject::Interface(eni.clone()), now),
+            } => self.pace.allows(&Subject::Termination(eni.clone()), now),
+            Undertaking::Remove { eni, .. } => self.pace.allows(&Subject::Removal(eni.clone()), now),
             Undertaking::Add { .. } => self.pace.allows(&Subject::NewInterface, now),
         })
         .find(|_| self.pace.allows(&Subject::File, now))
@@ -57,8 +60,14 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
                 attachment: Some(attachment),
                 ..
             } => self.finish(undertaking, eni, attachment, now).await,
-            Undertaking::Remove { eni, attachment } => self.remove(undertaking, eni, attachment, now).await,
-            Undertaking::Change { .. } => Turn::Idle,
+            Undertaking::Remove {
+                eni,
+                attachment,
+                was_here,
+            } => self.remove(undertaking, eni, attachment, was_here, now).await,
+            Undertaking::Change { .. } | Undertaking::GaveBack { .. } | Undertaking::Removed { .. } => {
+                Turn::Idle
+            }
         }
     }
 
@@ -77,11 +86,20 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
         }
         let step = next_step(&view);
         if step == Step::Full {
-            self.note_full(now);
+            self.note_full(limits, now);
         } else {
             self.problems.ends(&Subject::Room);
         }
+        self.end_problems_of_full_ones(limits);
         match step {
+            Step::Rest | Step::GiveBack { .. } | Step::Remove { .. } => self.end_problems_of_growth(),
+            Step::Fill { .. } | Step::Add { .. } | Step::Full => self.end_problems_of_giving_back(),
+        }
+        if step == Step::Rest && view.may_give_back {
+            self.end_problems_of_giving_back();
+        }
+        match step {
+            Step::Rest if view.may_give_back => self.retire(now).await,
             Step::Rest | Step::Full => Turn::Idle,
             Step::Fill { eni, amount } => self.fill(&eni, amount, now).await,
             Step::Add { amount } => self.add(amount, now).await,
@@ -90,13 +108,64 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
         }
     }
 
-    /// Where nothing can be added, that is a problem only for pods that wait.
-    fn note_full(&mut self, now: Instant) {
-        let waits: Vec<bool> = self
+    /// Whether EC2 could give pods more of an interface.
+    fn has_room(&self, held: &super::Held, limits: Limits) -> bool {
+        let used = (held.eni.secondary.len() + held.eni.prefixes.len()) as u32;
+        self.manages(held) && self.serves(held) && used + 1 < limits.addresses_per_interface
+    }
+
+    /// Nothing more is asked for those that are full.
+    fn end_problems_of_full_ones(&mut self, limits: Limits) {
+        let full: Vec<EniId> = self
             .held()
-            .map(|held| self.pace.allows(&Subject::Interface(held.eni.id.clone()), now))
+            .filter(|held| !self.has_room(held, limits))
+            .map(|held| held.eni.id.clone())
             .collect();
-        let is_held_up = waits.contains(&false) || !self.undertakings.open_ones().is_empty();
+        for eni in full {
+            self.problems.ends(&Subject::Interface(eni));
+        }
+    }
+
+    /// Who wants nothing more is refused nothing.
+    fn end_problems_of_growth(&mut self) {
+        let mut open = self.undertakings.open_ones().iter();
+        let is_adding = open.any(|open| matches!(open, Undertaking::Add { attachment: None, .. }));
+        self.problems.retain(|subject| match subject {
+            Subject::NewInterface => is_adding,
+            Subject::Subnet(_) | Subject::Interface(_) => false,
+            _ => true,
+        });
+    }
+
+    /// Likewise for what is not given back any more.
+    fn end_problems_of_giving_back(&mut self) {
+        self.problems
+            .retain(|subject| !matches!(subject, Subject::GivingBack(_)));
+    }
+
+    /// Gives back what an interface has that pods get no addresses of any more: custom networking was turned on.
+    async fn retire(&mut self, now: Instant) -> Turn {
+        let is_retired = |held: &&super::Held| {
+            self.manages(held)
+                && !self.serves(held)
+                && !held.eni.secondary.is_empty() | !held.eni.prefixes.is_empty()
+        };
+        let retired = self.held().find(is_retired);
+        let Some((eni, blocks)) = retired.map(|held| (held.eni.id.clone(), held.blocks())) else {
+            return Turn::Idle;
+        };
+        let blocks: Vec<IpNetwork> = blocks.into_iter().collect();
+        self.give_back(&eni, &blocks, now).await
+    }
+
+    /// Where nothing can be added, that is a problem only for pods that wait; and what is held up is told as what holds
+    /// it up.
+    fn note_full(&mut self, limits: Limits, now: Instant) {
+        let is_limited = self.interface_limit.is_some_and(|(_, until)| now < until);
+        let mut open = self.undertakings.open_ones().iter();
+        let is_held_up = self.held().any(|held| self.has_room(held, limits))
+            || is_limited
+            || open.any(Undertaking::is_underway);
         if self.home.census().waiting == 0 || is_held_up {
             return self.problems.ends(&Subject::Room);
         }
@@ -119,7 +188,7 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
             return Turn::Idle;
         };
         let id = primary.eni.id.clone();
-        let may = self.pace.allows(&Subject::Interface(id.clone()), now) && !self.is_unsure(&id);
+        let may = self.may_fill(primary, now) && !self.is_unsure(&id);
         if !primary.eni.prefixes_v6.is_empty() || !may {
             return Turn::Idle;
         }
@@ -141,9 +210,18 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
             gives_back: Vec::new(),
             since: self.wall.now(),
         };
-        if let Err(error) = self.undertakings.begin(change.clone()) {
-            return self.cannot_record(&error, now);
+        // One record says of an interface that it may have more, however often it was asked for.
+        let is_fill = |open: &&Undertaking| matches!(open, Undertaking::Change { eni: of, gives_back, .. } if of == eni && gives_back.is_empty());
+        let before = self.undertakings.open_ones().iter().find(is_fill).cloned();
+        let written = match &before {
+            Some(before) => self.undertakings.advance(before, change.clone()),
+            None => self.undertakings.begin(change.clone()),
+        };
+        if !self.is_recorded(written, now) {
+            return Turn::Acted;
         }
+        // An earlier one of which nothing is known is not ended by this one.
+        let ends = before.is_none().then_some(change);
         match self.ec2.assign(eni, amount).await {
             Ok(addresses) => {
                 tracing::info!(%eni, ?amount, "addresses came");
@@ -154,56 +232,42 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
                     self.worked(&Subject::Subnet(subnet));
                 }
                 self.changed(&subject, now);
-                self.end(&change, now)
             }
-            Err(error) => self.was_not_filled(eni, amount, &change, &error, now),
+            Err(error) if self.was_filled_perhaps(eni, amount, &error, now) => return Turn::Acted,
+            Err(_) => {}
+        }
+        match ends {
+            Some(change) => self.end(&change, now),
+            None => Turn::Acted,
         }
     }
 
-    fn was_not_filled(
-        &mut self,
-        eni: &EniId,
-        amount: Amount,
-        change: &Undertaking,
-        error: &CallError,
-        now: Instant,
-    ) -> Turn {
+    /// Whether a call that failed may have happened all the same.
+    fn was_filled_perhaps(&mut self, eni: &EniId, amount: Amount, error: &CallError, now: Instant) -> bool {
         let subject = Subject::Interface(eni.clone());
-        match error.meaning() {
-            Meaning::Unknown => {
+        let meaning = error.meaning();
+        match meaning {
+            Meaning::Unknown | Meaning::NotFound => {
                 self.failed(subject, error, now);
                 self.look_due = now;
-                return Turn::Acted;
             }
-            Meaning::SubnetExhausted => return self.ask_for_less(eni, amount, change, error, now),
+            Meaning::SubnetExhausted => self.ask_for_less(eni, amount, error, now),
             Meaning::InterfaceFull => {
+                tracing::warn!(%eni, "an interface has more addresses than is known");
                 self.full.insert(eni.clone(), now + SETTLES);
-                self.problems.note(&subject, of_call(error));
-                // What is known of it is wrong.
-                self.look_due = now;
-            }
-            Meaning::NotFound => {
-                self.failed(subject, error, now);
                 self.look_due = now;
             }
             _ => self.failed(subject, error, now),
         }
-        self.end(change, now)
+        meaning == Meaning::Unknown
     }
 
     /// EC2 gives all or nothing: a subnet that has not so many may have some.
-    fn ask_for_less(
-        &mut self,
-        eni: &EniId,
-        amount: Amount,
-        change: &Undertaking,
-        error: &CallError,
-        now: Instant,
-    ) -> Turn {
+    fn ask_for_less(&mut self, eni: &EniId, amount: Amount, error: &CallError, now: Instant) {
         let count = count(amount);
         if count > 1 {
             self.portions.insert(eni.clone(), count / 2);
-            return self.end(change, now);
+            return;
         }
         self.portions.remove(eni);
         if let Some(subnet) = self.subnet_of(eni) {
@@ -211,7 +275,6 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
             self.problems.note(&subject, of_call(error));
             self.pace.hold(subject, now, EXHAUSTED);
         }
-        self.end(change, now)
     }
 
     async fn add(&mut self, amount: Amount, now: Instant) -> Turn {
@@ -241,7 +304,7 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
         let mut token = [0; 16];
         rand::rng().fill_bytes(&mut token);
         let new = NewEni {
-            groups: self.groups(),
+            groups: self.groups().unwrap_or_default(),
             description: format!("aws-K8S-{instance}"),
             tags: self.tags(&instance.0),
             amount: self
@@ -256,10 +319,9 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
             attachment: None,
             since: self.wall.now(),
         };
-        match self.undertakings.begin(undertaking) {
-            Ok(()) => Turn::Acted,
-            Err(error) => self.cannot_record(&error, now),
-        }
+        let begun = self.undertakings.begin(undertaking);
+        self.is_recorded(begun, now);
+        Turn::Acted
     }
 
     fn tags(&self, instance: &str) -> Tags {
@@ -274,21 +336,14 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
         tags
     }
 
-    /// The security groups of interfaces that are made here.
-    pub(super) fn groups(&self) -> Vec<SecurityGroupId> {
-        let facts = self.facts.borrow();
-        let custom = self
-            .settings
-            .custom_networking
-            .as_ref()
-            .and(facts.eni_config.as_ref());
-        let own = custom.map(|config| config.groups.clone()).unwrap_or_default();
+    /// The security groups of interfaces that are made here; `None` as long as that cannot be said.
+    pub(super) fn groups(&self) -> Option<Vec<SecurityGroupId>> {
         let primary = || self.node.as_ref()?.primary().map(|held| held.eni.groups.clone());
-        if own.is_empty() {
-            primary().unwrap_or_default()
-        } else {
-            own
+        if self.settings.custom_networking.is_none() {
+            return primary();
         }
+        let own = self.facts.borrow().eni_config.as_ref()?.groups.clone();
+        if own.is_empty() { primary() } else { Some(own) }
     }
 
     /// The subnet of the next interface: the `ENIConfig`'s, or the one with the most free addresses of those that may
@@ -344,6 +399,7 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
             Ok(made) => {
                 tracing::info!(eni = %made.id, subnet = %made.subnet, "an interface is made");
                 let id = made.id.clone();
+                self.worked(&Subject::Subnet(made.subnet.clone()));
                 self.made.insert(id.clone(), made);
                 self.advance(&before, |eni, _| *eni = Some(id), now)
             }
@@ -351,7 +407,7 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
                 // The token makes it one interface, whatever became of this call.
                 Meaning::Throttled | Meaning::Unknown => {
                     self.failed(Subject::NewInterface, &error, now);
-                    Turn::Idle
+                    Turn::Acted
                 }
                 Meaning::SubnetExhausted => {
                     let count = count(new.amount);
@@ -392,7 +448,7 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
             Err(error) => {
                 self.failed(Subject::NewInterface, &error, now);
                 match error.meaning() {
-                    Meaning::Throttled => Turn::Idle,
+                    Meaning::Throttled => Turn::Acted,
                     Meaning::IndexTaken => {
                         // Somebody else attached one.
                         if let Ok(instance) = self.ec2.instance(&instance.id).await {
@@ -402,12 +458,12 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
                         Turn::Acted
                     }
                     // It may not be told of everywhere yet; or it was attached, or deleted by somebody.
-                    Meaning::Unknown | Meaning::NotFound | Meaning::Other => {
+                    Meaning::Unknown | Meaning::NotFound | Meaning::InUse | Meaning::Other => {
                         self.find_attachment(&before, eni, now).await
                     }
                     Meaning::InterfaceLimit => {
-                        // There are more than is known, or fewer allowed.
-                        self.interface_limit = Some(self.held().count() as u32);
+                        // There are more than is known, or fewer allowed; and it may be this one that is too many.
+                        self.interface_limit = Some((self.taken_places(), now + LIMITED));
                         self.look_due = now;
                         self.give_up(&before, eni, now)
                     }
@@ -429,19 +485,18 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
                     self.is_attached(before, &eni, attached.id, attached.device_index, now)
                 }
                 Some(Some(_)) => self.end(before, now),
-                Some(None) => Turn::Idle,
+                Some(None) => Turn::Acted,
                 None => self.forget_when_old(before, *since, now),
             },
             Err(error) if error.meaning() == Meaning::NotFound => self.forget_when_old(before, *since, now),
-            Err(_) => Turn::Idle,
+            Err(_) => Turn::Acted,
         }
     }
 
     /// An interface that EC2 does not know may be so young that it will.
     fn forget_when_old(&mut self, before: &Undertaking, since: std::time::SystemTime, now: Instant) -> Turn {
-        let age = self.wall.now().duration_since(since).unwrap_or(SETTLES);
-        if age < SETTLES {
-            return Turn::Idle;
+        if self.age(since) < SETTLES {
+            return Turn::Acted;
         }
         self.end(before, now)
     }
@@ -479,10 +534,16 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
         attachment: AttachmentId,
         now: Instant,
     ) -> Turn {
-        if self.node.as_ref().is_none_or(|node| node.get(&eni).is_none()) {
+        let Some(held) = self.node.as_ref().and_then(|node| node.get(&eni)) else {
             return self.find_attached(&before, &eni, now).await;
-        }
-        let subject = Subject::Interface(eni.clone());
+        };
+        // Somebody may have attached it anew.
+        let attachment = held
+            .eni
+            .attachment
+            .as_ref()
+            .map_or(attachment, |now| now.id.clone());
+        let subject = Subject::Termination(eni.clone());
         match self.ec2.delete_on_termination(&eni, &attachment).await {
             Ok(()) => {
                 self.worked(&subject);
@@ -491,7 +552,7 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
             // It serves as it is meanwhile.
             Err(error) => {
                 self.failed(subject, &error, now);
-                Turn::Idle
+                Turn::Acted
             }
         }
     }
@@ -505,8 +566,8 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
             Ok(found) => found.into_iter().next(),
             Err(error) if error.meaning() == Meaning::NotFound => None,
             Err(error) => {
-                self.failed(Subject::Interface(eni.clone()), &error, now);
-                return Turn::Idle;
+                self.failed(Subject::Termination(eni.clone()), &error, now);
+                return Turn::Acted;
             }
         };
         let own = self.instance.as_ref().map(|instance| &instance.id);
@@ -523,7 +584,7 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
                 Turn::Acted
             }
             _ => {
-                self.pace.failed(Subject::Interface(eni.clone()), now);
+                self.pace.failed(Subject::Termination(eni.clone()), now);
                 self.forget_when_old(before, *since, now)
             }
         }
@@ -531,22 +592,23 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
 
     /// An interface that cannot be attached is deleted.
     fn give_up(&mut self, before: &Undertaking, eni: EniId, now: Instant) -> Turn {
+        // The next one would not be either.
+        self.pace.hold(Subject::NewInterface, now, EXHAUSTED);
         let removal = Undertaking::Remove {
             eni,
             attachment: None,
+            was_here: false,
         };
-        match self.undertakings.advance(before, removal) {
-            Ok(()) => Turn::Acted,
-            Err(error) => self.cannot_record(&error, now),
-        }
+        let written = self.undertakings.advance(before, removal);
+        self.is_recorded(written, now);
+        Turn::Acted
     }
 
     async fn give_back(&mut self, eni: &EniId, blocks: &[IpNetwork], now: Instant) -> Turn {
-        let change = |gives_back: Vec<IpNetwork>| Undertaking::Change {
-            eni: eni.clone(),
-            gives_back,
-            since: self.wall.now(),
-        };
+        let subject = Subject::GivingBack(eni.clone());
+        if !self.pace.allows(&subject, now) {
+            return Turn::Idle;
+        }
         let in_use = self.home.withdraw(blocks);
         let blocks: Vec<IpNetwork> = blocks
             .iter()
@@ -556,33 +618,42 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
         if blocks.is_empty() {
             return Turn::Idle;
         }
-        let change = change(blocks.clone());
-        if let Err(error) = self.undertakings.begin(change.clone()) {
-            return self.cannot_record(&error, now);
+        let change = Undertaking::Change {
+            eni: eni.clone(),
+            gives_back: blocks.clone(),
+            since: self.wall.now(),
+        };
+        let begun = self.undertakings.begin(change.clone());
+        if !self.is_recorded(begun, now) {
+            return Turn::Acted;
         }
         if let Some(node) = &mut self.node {
             node.went(eni, &blocks, now);
         }
-        let subject = Subject::Interface(eni.clone());
         match self.ec2.unassign(eni, &blocks.iter().copied().collect()).await {
             Ok(()) => {
                 tracing::info!(%eni, blocks = blocks.len(), "addresses were given back");
                 self.changed(&subject, now);
-                self.end(&change, now)
+                let gone = Undertaking::GaveBack {
+                    eni: eni.clone(),
+                    blocks,
+                    since: self.wall.now(),
+                };
+                let written = self.undertakings.advance(&change, gone);
+                self.is_recorded(written, now);
+                Turn::Acted
             }
             Err(error) => {
                 self.failed(subject, &error, now);
                 match error.meaning() {
-                    Meaning::Unknown => {
-                        self.look_due = now;
+                    // They may have gone; or EC2 says that not all of them are there. A look tells when it can know.
+                    Meaning::Unknown | Meaning::NotFound | Meaning::Other => {
+                        self.look_due = self.look_due.min(now + SETTLES);
                         Turn::Acted
                     }
-                    meaning => {
+                    _ => {
                         if let Some(node) = &mut self.node {
-                            node.stayed(eni, &blocks, now);
-                        }
-                        if matches!(meaning, Meaning::NotFound | Meaning::Other) {
-                            self.look_due = now;
+                            node.stayed(eni, &blocks);
                         }
                         self.end(&change, now)
                     }
@@ -603,12 +674,14 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
         let removal = Undertaking::Remove {
             eni: eni.clone(),
             attachment: held.eni.attachment.map(|attached| attached.id),
+            was_here: true,
         };
-        if let Err(error) = self.undertakings.begin(removal) {
-            return self.cannot_record(&error, now);
+        let begun = self.undertakings.begin(removal);
+        if !self.is_recorded(begun, now) {
+            return Turn::Acted;
         }
         if let Some(node) = &mut self.node {
-            node.detached(eni);
+            node.detached(eni, now);
         }
         self.last_change = Some(now);
         Turn::Acted
@@ -619,68 +692,102 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
         before: Undertaking,
         eni: EniId,
         attachment: Option<AttachmentId>,
+        was_here: bool,
         now: Instant,
     ) -> Turn {
-        let subject = Subject::Interface(eni.clone());
+        let subject = Subject::Removal(eni.clone());
         if let Some(attachment) = attachment {
             match self.ec2.detach(&attachment).await {
                 Ok(()) => {}
                 Err(error) if error.meaning() == Meaning::NotFound => {}
                 Err(error) => {
                     self.failed(subject, &error, now);
-                    return Turn::Idle;
+                    return Turn::Acted;
                 }
             }
             let detached = Undertaking::Remove {
-                eni: eni.clone(),
+                eni,
                 attachment: None,
+                was_here,
             };
-            self.interface_limit = None;
             // It takes EC2 seconds to detach one.
             self.pace.hold(subject, now, Duration::from_secs(2));
-            return match self.undertakings.advance(&before, detached) {
-                Ok(()) => Turn::Acted,
-                Err(error) => self.cannot_record(&error, now),
-            };
+            let written = self.undertakings.advance(&before, detached);
+            self.is_recorded(written, now);
+            return Turn::Acted;
         }
         match self.ec2.delete(&eni).await {
             Ok(()) => tracing::info!(%eni, "an interface is deleted"),
             Err(error) if error.meaning() == Meaning::NotFound => {}
-            Err(error) if error.code().is_some_and(|code| code.contains("InUse")) => {
-                self.pace.failed(subject.clone(), now);
-                return self.check_still_leaving(before, eni, now).await;
+            Err(error) if error.meaning() == Meaning::InUse => {
+                self.pace.failed(subject, now);
+                return self.check_still_leaving(before, eni, was_here, now).await;
             }
-            Err(error) => {
+            Err(error) if was_here || matches!(error.meaning(), Meaning::Throttled | Meaning::Unknown) => {
                 self.failed(subject, &error, now);
-                return Turn::Idle;
+                return Turn::Acted;
+            }
+            // It is found again with the next search for leaks.
+            Err(error) => {
+                self.problems.note(&Subject::Leaks, of_call(&error));
+                return self.end(&before, now);
             }
         }
         self.worked(&subject);
-        self.end(&before, now)
+        if !was_here {
+            return self.end(&before, now);
+        }
+        if let Some(node) = &mut self.node {
+            node.detached(&eni, now);
+        }
+        let removed = Undertaking::Removed {
+            eni,
+            since: self.wall.now(),
+        };
+        let written = self.undertakings.advance(&before, removed);
+        self.is_recorded(written, now);
+        Turn::Acted
     }
 
     /// An interface that is in use may be about to be detached, or be somebody's again.
-    async fn check_still_leaving(&mut self, before: Undertaking, eni: EniId, now: Instant) -> Turn {
+    async fn check_still_leaving(
+        &mut self,
+        before: Undertaking,
+        eni: EniId,
+        was_here: bool,
+        now: Instant,
+    ) -> Turn {
         let own = self.instance.as_ref().map(|instance| instance.id.clone());
         let found = self.ec2.interfaces(&Which::Named(eni.clone())).await;
-        let attached = found
-            .ok()
-            .and_then(|found| found.into_iter().next())
-            .and_then(|eni| eni.attachment);
-        match attached {
-            None => Turn::Idle,
+        let found = found.ok().and_then(|found| found.into_iter().next());
+        let Some(found) = found else {
+            return Turn::Acted;
+        };
+        let blocks: Vec<IpNetwork> = node::blocks_of(&found).into_iter().collect();
+        if !was_here && !self.home.withdraw(&blocks).is_empty() {
+            // That it was nobody's was an old word: pods of this node have its addresses.
+            self.look_due = now;
+            self.worked(&Subject::Removal(eni));
+            return self.end(&before, now);
+        }
+        match found.attachment {
+            None => Turn::Acted,
             // The call to detach was lost, or an attachment that was given up had happened.
             Some(attached) if Some(&attached.instance) == own.as_ref() && attached.device_index != 0 => {
                 let attached = Undertaking::Remove {
                     eni,
                     attachment: Some(attached.id),
+                    was_here: true,
                 };
-                match self.undertakings.advance(&before, attached) {
-                    Ok(()) => Turn::Idle,
-                    Err(error) => self.cannot_record(&error, now),
-                }
+                let written = self.undertakings.advance(&before, attached);
+                self.is_recorded(written, now);
+                Turn::Acted
             }
-            Some(_) => self.end(&before, now),
+            Some(_) => {
+                self.look_due = now;
+                self.worked(&Subject::Removal(eni));
+                self.end(&before, now)
+            }
         }
     }
 
@@ -691,24 +798,27 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
         now: Instant,
     ) -> Turn {
         let mut after = before.clone();
-        if let Undertaking::Add { eni, attachment, .. } = &mut after {
+        if let Undertaking::Add {
+            eni,
+            attachment,
+            since,
+            ..
+        } = &mut after
+        {
             how(eni, attachment);
+            // EC2 may not know for a while what has just been made.
+            *since = self.wall.now();
         }
-        match self.undertakings.advance(before, after) {
-            Ok(()) => Turn::Acted,
-            Err(error) => self.cannot_record(&error, now),
-        }
+        let written = self.undertakings.advance(before, after);
+        self.is_recorded(written, now);
+        Turn::Acted
     }
 
     /// It happened, or it is known that it did not.
-    fn end(&mut self, undertaking: &Undertaking, now: Instant) -> Turn {
-        match self.undertakings.end(undertaking) {
-            Ok(()) => {
-                self.worked(&Subject::File);
-                Turn::Acted
-            }
-            Err(error) => self.cannot_record(&error, now),
-        }
+    pub(super) fn end(&mut self, undertaking: &Undertaking, now: Instant) -> Turn {
+        let written = self.undertakings.end(undertaking);
+        self.is_recorded(written, now);
+        Turn::Acted
     }
 
     fn changed(&mut self, subject: &Subject, now: Instant) {

@@ -326,3 +326,223 @@ async fn a_limit_of_the_account_is_told_and_leaves_nothing_behind() {
     world.settle().await;
     world.assert_nothing_is_lost();
 }
+
+/// How often something is asked for that is refused again and again, in ten minutes.
+#[tokio::test(start_paused = true)]
+async fn what_is_refused_is_asked_for_ever_more_seldom() {
+    for (action, code) in [
+        (Action::UnassignPrivateIpAddresses, "UnauthorizedOperation"),
+        (Action::UnassignPrivateIpAddresses, "RequestLimitExceeded"),
+        (Action::UnassignPrivateIpAddresses, "InvalidParameterValue"),
+        (Action::AssignPrivateIpAddresses, "RequestLimitExceeded"),
+        (
+            Action::AssignPrivateIpAddresses,
+            "InsufficientFreeAddressesInSubnet",
+        ),
+        (Action::AssignPrivateIpAddresses, "PrivateIpAddressLimitExceeded"),
+        (Action::DetachNetworkInterface, "UnauthorizedOperation"),
+        (Action::DeleteNetworkInterface, "InvalidParameterValue"),
+        (Action::AttachNetworkInterface, "UnauthorizedOperation"),
+        (Action::AttachNetworkInterface, "AttachmentLimitExceeded"),
+        (Action::CreateNetworkInterface, "NetworkInterfaceLimitExceeded"),
+        (Action::ModifyNetworkInterfaceAttribute, "UnauthorizedOperation"),
+    ] {
+        let mut world = world();
+        world.start();
+        world.settle().await;
+        for nth in 1..=500 {
+            world.cloud.fail(action, nth, Fault::refused(code));
+        }
+        world.book.add_pods(9);
+        tokio::time::sleep(2 * MINUTE).await;
+        world.book.remove_pods(7);
+        let before = (world.cloud.calls().len(), world.counts());
+        tokio::time::sleep(10 * MINUTE).await;
+        let more = world.cloud.calls().len() - before.0;
+        assert!(
+            more <= 60,
+            "{more} calls where {action} is {code}: {:?} after {:?}",
+            world.counts(),
+            before.1
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_prefix_of_ipv6_that_is_refused_is_asked_for_ever_more_seldom() {
+    for code in [
+        "InsufficientCidrBlocks",
+        "Ipv6AddressLimitExceeded",
+        "UnauthorizedOperation",
+    ] {
+        let mut world = World::build_v6("m5.large");
+        world
+            .cloud
+            .set_weather(|weather| weather.answer_after = Duration::from_millis(10));
+        for nth in 1..=500 {
+            world
+                .cloud
+                .fail(Action::AssignIpv6Addresses, nth, Fault::refused(code));
+        }
+        world.start();
+        tokio::time::sleep(10 * MINUTE).await;
+        let calls = world.cloud.calls().len();
+        assert!(calls <= 60, "{calls} calls where it is {code}");
+    }
+}
+
+/// However long EC2 is away, the record says of each interface once that it may have changed.
+#[tokio::test(start_paused = true)]
+async fn the_record_does_not_grow_with_the_length_of_an_outage() {
+    let mut world = world();
+    world.start();
+    world.settle().await;
+    world.cloud.set_weather(|weather| weather.outage = true);
+    world.book.add_pods(8);
+    tokio::time::sleep(3 * 60 * MINUTE).await;
+    let records = world.records();
+    assert!(records.len() <= 2, "{records:?}");
+    world.cloud.set_weather(|weather| weather.outage = false);
+    world.settle().await;
+    tokio::time::sleep(5 * MINUTE).await;
+    assert_eq!(world.records(), [] as [serde_json::Value; 0]);
+    world.assert_nothing_is_lost();
+}
+
+/// It serves pods as it is.
+#[tokio::test(start_paused = true)]
+async fn an_interface_that_may_not_go_with_its_instance_is_filled_all_the_same() {
+    let mut world = world();
+    world.cloud.set_weather(|weather| {
+        weather.denied.insert(Action::ModifyNetworkInterfaceAttribute);
+    });
+    world.start();
+    world.book.add_pods(9);
+    tokio::time::sleep(20 * MINUTE).await;
+    world.book.add_pods(7);
+    world
+        .until("pods have addresses", 5 * MINUTE, |world| {
+            world.book.waiting() == 0
+        })
+        .await;
+    assert_eq!(world.book.pods().len(), 16);
+}
+
+#[tokio::test(start_paused = true)]
+async fn subnets_that_are_told_of_late_are_waited_for() {
+    let mut world = World::build("m5.large", "");
+    let stale = Stale {
+        changes: 0,
+        time: Duration::from_secs(40),
+    };
+    world.cloud.set_weather(|weather| {
+        weather.stale.insert(Action::DescribeSubnets, stale);
+    });
+    world.start();
+    world
+        .until("it is told", MINUTE, |world| world.problem("subnets").is_some())
+        .await;
+    world
+        .until("addresses come", 5 * MINUTE, |world| world.held() == [9])
+        .await;
+    assert_eq!(world.problem("subnets"), None);
+}
+
+/// Some other node's, perhaps, which this one's role does not let it delete.
+#[tokio::test(start_paused = true)]
+async fn a_leak_that_cannot_be_deleted_holds_nothing_up() {
+    let mut world = World::build("m5.large", "CLUSTER_NAME=prod WARM_IP_TARGET=2");
+    let tags = [
+        ("cluster.k8s.amazonaws.com/name", "prod"),
+        ("node.k8s.amazonaws.com/instance_id", "i-0dead"),
+        ("node.k8s.amazonaws.com/createdAt", "2020-01-01T00:00:00Z"),
+    ];
+    world.make_another(tags.map(|(key, value)| (key.to_owned(), value.to_owned())).into());
+    world.cloud.set_weather(|weather| {
+        weather.denied.insert(Action::DeleteNetworkInterface);
+    });
+    world.start();
+    world.book.add_pods(6);
+    world.settle().await;
+    world.book.remove_pods(5);
+    world
+        .until("addresses go", 5 * MINUTE, |world| world.held() == [3])
+        .await;
+    let calls = world.cloud.count(Action::DeleteNetworkInterface);
+    assert!(calls <= 2, "{calls} calls");
+}
+
+/// Its place is taken until EC2 has let go of it.
+#[tokio::test(start_paused = true)]
+async fn an_interface_that_cannot_go_keeps_its_place() {
+    let mut world = World::build("t3.small", "");
+    world.start();
+    world.book.add_pods(6);
+    world.settle().await;
+    assert_eq!(world.held(), [3, 3, 3]);
+    world.cloud.set_weather(|weather| {
+        weather.denied.insert(Action::DetachNetworkInterface);
+    });
+    world.book.remove_pods(6);
+    tokio::time::sleep(10 * MINUTE).await;
+    let made = world.cloud.count(Action::CreateNetworkInterface);
+    world.book.add_pods(9);
+    tokio::time::sleep(10 * MINUTE).await;
+    assert_eq!(world.cloud.count(Action::CreateNetworkInterface), made);
+    world.cloud.set_weather(|weather| weather.denied.clear());
+    world.settle().await;
+    world.assert_nothing_is_lost();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_problem_ends_with_the_interface_that_it_was_about() {
+    let mut world = world();
+    world.start();
+    world.book.add_pods(9);
+    world.settle().await;
+    world.cloud.set_weather(|weather| {
+        weather.denied.insert(Action::AssignPrivateIpAddresses);
+    });
+    let second = world.eni(1);
+    world.book.add_pods(5);
+    world
+        .until("it is told", MINUTE, |world| {
+            world.problem(&format!("interface {second}")).is_some()
+        })
+        .await;
+    world.book.remove_pods(7);
+    world.cloud.take_interface(&second).expect("there");
+    tokio::time::sleep(62 * MINUTE).await;
+    assert_eq!(world.problem(&format!("interface {second}")), None);
+}
+
+/// A subnet without addresses, and an instance with room: it is not the instance's type that is to blame.
+#[tokio::test(start_paused = true)]
+async fn a_subnet_that_is_empty_is_told_and_no_other_reason() {
+    let mut world = World::build_in("10.0.0.0/28", "t3.small", "MAX_ENI=2 WARM_IP_TARGET=1");
+    for last in 7..=14 {
+        world
+            .cloud
+            .occupy(&world.subnet, World::address(last))
+            .expect("free");
+    }
+    world.start();
+    world.book.add_pods(3);
+    tokio::time::sleep(10 * MINUTE).await;
+    let subnet = format!("subnet {}", world.subnet);
+    assert!(world.problem(&subnet).is_some(), "{:?}", world.status());
+    assert_eq!(world.problem("room"), None);
+    for last in 7..=14 {
+        world
+            .cloud
+            .vacate(&world.subnet, World::address(last))
+            .expect("occupied");
+    }
+    world.settle().await;
+    assert!(
+        world.status().problems.is_empty(),
+        "{:?}",
+        world.status().problems
+    );
+    world.assert_nothing_is_lost();
+}

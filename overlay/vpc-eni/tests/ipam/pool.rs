@@ -439,3 +439,137 @@ async fn a_node_of_ipv6_has_one_prefix_and_needs_no_more() {
     assert_eq!((world.held(), world.book.pods().len()), (vec![1], 200));
     assert_changes(&world, &[(Action::AssignIpv6Addresses, 1)]);
 }
+
+/// Until the node's ENIConfig is read, nobody knows which groups its interfaces shall have.
+#[tokio::test(start_paused = true)]
+async fn without_an_eniconfig_the_groups_of_its_interfaces_stay() {
+    let mut world = World::build("m5.large", "AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG=true");
+    let group = world
+        .cloud
+        .make_security_group(&world.vpc, Tags::new())
+        .expect("a group");
+    let named = Facts {
+        eni_config: Some(EniConfig {
+            name: "a".to_owned(),
+            subnet: world.subnet.clone(),
+            groups: vec![group.clone()],
+        }),
+        ..Facts::default()
+    };
+    world.facts.send_replace(named);
+    world.start();
+    world.book.add_pods(1);
+    world.settle().await;
+    world.kill().await;
+    world.facts.send_replace(Facts::default());
+    world.start();
+    tokio::time::sleep(5 * MINUTE).await;
+    let eni = world.cloud.interface(&world.eni(1)).expect("there").eni;
+    assert_eq!(eni.groups, [group]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn groups_are_a_set_and_are_taken_over_whatever_is_refused_first() {
+    let mut world = World::build("m5.large", "");
+    world.start();
+    world.book.add_pods(1);
+    world.settle().await;
+    let group = || {
+        world
+            .cloud
+            .make_security_group(&world.vpc, Tags::new())
+            .expect("a group")
+    };
+    let (one, other) = (group(), group());
+    world.set_groups(&world.eni(0), &[one.clone(), other.clone()]);
+    world.set_groups(&world.eni(1), &[other.clone(), one.clone()]);
+    let before = world.cloud.count(Action::ModifyNetworkInterfaceAttribute);
+    tokio::time::sleep(61 * MINUTE).await;
+    assert_eq!(world.cloud.count(Action::ModifyNetworkInterfaceAttribute), before);
+
+    for nth in 1..=3 {
+        world.cloud.fail(
+            Action::ModifyNetworkInterfaceAttribute,
+            nth,
+            Fault::refused("RequestLimitExceeded"),
+        );
+    }
+    world.set_groups(&world.eni(0), &[one.clone()]);
+    tokio::time::sleep(62 * MINUTE).await;
+    let eni = world.cloud.interface(&world.eni(1)).expect("there").eni;
+    assert_eq!(eni.groups, [one]);
+    let calls = world.cloud.count(Action::ModifyNetworkInterfaceAttribute) - before;
+    assert_eq!((calls, world.status().problems.is_empty()), (4, true));
+}
+
+/// Somebody makes the subnet of an ENIConfig when the manager runs already.
+#[tokio::test(start_paused = true)]
+async fn an_interface_of_a_new_subnet_serves_pods_at_once() {
+    let mut world = World::build(
+        "m5.large",
+        "AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG=true ENABLE_SUBNET_DISCOVERY=false",
+    );
+    world.start();
+    tokio::time::sleep(20 * MINUTE).await;
+    let network = "10.0.8.0/24".parse().expect("a network");
+    let subnet = world
+        .cloud
+        .make_subnet(&world.vpc, network, "eu-west-1a", Tags::new())
+        .expect("a subnet");
+    world.facts.send_replace(Facts {
+        eni_config: Some(EniConfig {
+            name: "a".to_owned(),
+            subnet,
+            groups: Vec::new(),
+        }),
+        ..Facts::default()
+    });
+    world.book.add_pods(1);
+    world
+        .until("pods have addresses", 2 * MINUTE, |world| {
+            world.book.waiting() == 0
+        })
+        .await;
+}
+
+/// What is held from before other settings were there goes when it is not in use.
+#[tokio::test(start_paused = true)]
+async fn settings_that_change_at_a_restart_leave_nothing_behind() {
+    const PREFIXES: &str = "ENABLE_PREFIX_DELEGATION=true WARM_PREFIX_TARGET=1";
+    for (before, after, held) in [
+        ("WARM_IP_TARGET=9", "WARM_IP_TARGET=2", vec![4]),
+        ("", "MAX_ENI=1 WARM_IP_TARGET=1", vec![3]),
+        ("WARM_IP_TARGET=5", PREFIXES, vec![1, 1]),
+        ("", PREFIXES, vec![1, 1]),
+        (PREFIXES, "WARM_IP_TARGET=2", vec![1]),
+        ("WARM_ENI_TARGET=2", "WARM_ENI_TARGET=1", vec![9, 9]),
+        ("", "AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG=true", vec![0, 9, 9]),
+        ("AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG=true", "", vec![9, 9]),
+    ] {
+        let mut world = World::build("m5.large", before);
+        world.facts.send_replace(Facts {
+            eni_config: Some(EniConfig {
+                name: "a".to_owned(),
+                subnet: world.subnet.clone(),
+                groups: Vec::new(),
+            }),
+            ..Facts::default()
+        });
+        world.start();
+        world.book.add_pods(5);
+        world.settle().await;
+        world.kill().await;
+        world.set_variables(after);
+        world.start();
+        world.settle().await;
+        let what = format!("{before:?}, then {after:?}");
+        assert_eq!(world.problem("stranded"), None, "{what}: EC2 took nothing");
+        // Every pod is put anew.
+        world.book.remove_pods(5);
+        world.settle().await;
+        world.book.add_pods(2);
+        world.settle().await;
+        assert_eq!(world.held(), held, "{what}");
+        world.assert_nothing_is_lost();
+    }
+}

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use fake_vpc::weather::{Fault, Stale};
 use ipnetwork::IpNetwork;
+use tokio::time::Instant;
 use vpc_eni::ec2::{Action, Addresses, Tags};
 
 use crate::world::World;
@@ -130,6 +131,10 @@ async fn a_look_that_is_older_than_our_own_change_takes_nothing_back() {
 #[tokio::test(start_paused = true)]
 async fn an_interface_that_somebody_deletes_is_replaced_and_its_pods_are_told() {
     let world = with_pods().await;
+    // The next interface may well get the same addresses: until then they are nobody's.
+    world
+        .cloud
+        .set_weather(|weather| weather.answer_after = Duration::from_secs(1));
     world.cloud.take_interface(&world.eni(1)).expect("there");
     world
         .until("it is told", 62 * MINUTE, |world| {
@@ -242,4 +247,199 @@ async fn leaked_interfaces_of_this_cluster_are_deleted_and_those_of_others_are_n
             world.cloud.interface(&later).is_none()
         })
         .await;
+}
+
+/// A view of EC2's that is as old as from then to now.
+fn see_as_at(world: &World, then: Instant) {
+    let stale = Stale {
+        changes: 0,
+        time: then.elapsed(),
+    };
+    world.cloud.set_weather(|weather| {
+        weather.stale.insert(Action::DescribeNetworkInterfaces, stale);
+    });
+}
+
+fn see_clearly(world: &World) {
+    world.cloud.set_weather(|weather| weather.stale.clear());
+}
+
+/// A look for leaks that is so old that an interface was not attached yet.
+#[tokio::test(start_paused = true)]
+async fn an_interface_in_use_is_not_taken_for_a_leak_by_an_old_word() {
+    for restarts in [true, false] {
+        let mut world = World::build("m5.large", "WARM_IP_TARGET=1");
+        world
+            .cloud
+            .set_weather(|weather| weather.answer_after = Duration::from_secs(10));
+        world.start();
+        world.settle().await;
+        // The next look for leaks is due twenty minutes after the first one.
+        let calls = world.cloud.calls();
+        let is_sweep = |call: &&fake_vpc::ledger::Call| format!("{:?}", call.request).contains("available");
+        let swept = calls.iter().find(is_sweep).expect("it looked for leaks").at;
+        if !restarts {
+            tokio::time::sleep_until(swept + 20 * MINUTE - Duration::from_secs(50)).await;
+        }
+        world.book.add_pods(10);
+        world
+            .until("another is made", MINUTE, |world| {
+                world.cloud.count(Action::CreateNetworkInterface) == 1
+            })
+            .await;
+        let made = Instant::now() + Duration::from_secs(2);
+        world
+            .until("pods have addresses", MINUTE, |world| world.book.waiting() == 0)
+            .await;
+        let second = world.eni(1);
+        if restarts {
+            world.kill().await;
+            see_as_at(&world, made);
+            world.start();
+            tokio::time::sleep(Duration::from_secs(30)).await;
+        } else {
+            tokio::time::sleep_until(swept + 20 * MINUTE).await;
+            see_as_at(&world, made);
+            tokio::time::sleep(Duration::from_secs(15)).await;
+        }
+        see_clearly(&world);
+        for _ in 0..180 {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            assert_eq!(world.eni(1), second, "restarts: {restarts}");
+        }
+        world.settle().await;
+        assert_eq!((world.eni(1), world.problem("stranded")), (second, None));
+        world.assert_nothing_is_lost();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_given_back_before_a_restart_is_offered_to_nobody_by_an_old_word() {
+    let mut world = World::build("m5.large", "WARM_IP_TARGET=2");
+    world.start();
+    world.book.add_pods(6);
+    world.settle().await;
+    let before = Instant::now();
+    world.book.remove_pods(5);
+    world
+        .until("addresses are given back", 2 * MINUTE, |world| {
+            world.cloud.count(Action::UnassignPrivateIpAddresses) > 0
+        })
+        .await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    world.kill().await;
+    see_as_at(&world, before);
+    world.start();
+    for _ in 0..40 {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        world.assert_delivered("after a restart");
+    }
+    see_clearly(&world);
+    for _ in 0..90 {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        world.assert_delivered("when EC2 has caught up");
+    }
+    world.settle().await;
+    world.assert_nothing_is_lost();
+    tokio::time::sleep(3 * MINUTE).await;
+    assert_eq!(world.records(), [] as [serde_json::Value; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_interface_that_went_is_not_reckoned_with_by_an_old_word() {
+    for restarts in [true, false] {
+        let mut world = World::build("m5.large", "WARM_IP_TARGET=1");
+        world.start();
+        world.book.add_pods(10);
+        world.settle().await;
+        let before = Instant::now();
+        world.book.remove_pods(10);
+        world
+            .until("it goes", 5 * MINUTE, |world| {
+                world.cloud.count(Action::DeleteNetworkInterface) == 1
+            })
+            .await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        if restarts {
+            world.kill().await;
+        }
+        see_as_at(&world, before);
+        if restarts {
+            world.start();
+        } else {
+            // Which makes it look.
+            world
+                .cloud
+                .fail(Action::AssignPrivateIpAddresses, 1, Fault::AnswerLost);
+        }
+        world.book.add_pods(3);
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        assert_eq!(world.problem("device of"), None);
+        world.book.add_pods(9);
+        world
+            .until("pods have addresses", 2 * MINUTE, |world| {
+                world.book.waiting() == 0
+            })
+            .await;
+        see_clearly(&world);
+        world.settle().await;
+        world.assert_nothing_is_lost();
+    }
+}
+
+/// EC2 refuses to take back what is not there: that says that it is not there.
+#[tokio::test(start_paused = true)]
+async fn an_address_that_somebody_took_is_not_offered_when_ec2_refuses_to_take_it_back() {
+    let mut world = World::build("m5.large", "WARM_IP_TARGET=2");
+    world.start();
+    world.book.add_pods(6);
+    world.settle().await;
+    let pods = world.book.pods();
+    let free = world
+        .book
+        .offered()
+        .into_iter()
+        .find(|block| !pods.contains(&block.ip()));
+    let stolen = free.expect("two are ready");
+    world
+        .cloud
+        .take_addresses(&world.eni(0), &[stolen].into_iter().collect())
+        .expect("it has it");
+    world.book.remove_pods(5);
+    world
+        .until("it is refused", 2 * MINUTE, |world| {
+            world.cloud.count(Action::UnassignPrivateIpAddresses) > 0
+        })
+        .await;
+    for _ in 0..300 {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        world.assert_delivered("after the refusal");
+    }
+    world.settle().await;
+    world.assert_nothing_is_lost();
+    assert_eq!(world.held(), [3]);
+    assert!(
+        world.status().problems.is_empty(),
+        "{:?}",
+        world.status().problems
+    );
+}
+
+/// A single address that a look misses is no reason for an interface more.
+#[tokio::test(start_paused = true)]
+async fn while_something_is_doubted_nothing_is_bought() {
+    let mut world = World::build("m5.large", "");
+    world.start();
+    world.settle().await;
+    let free = world.book.offered().into_iter().next().expect("nine are ready");
+    world
+        .cloud
+        .take_addresses(&world.eni(0), &[free].into_iter().collect())
+        .expect("it has it");
+    tokio::time::sleep(62 * MINUTE).await;
+    world.settle().await;
+    assert_eq!(
+        (world.held(), world.cloud.count(Action::CreateNetworkInterface)),
+        (vec![9], 0)
+    );
 }

@@ -35,6 +35,8 @@ pub struct Book {
 struct Shared {
     pages: Mutex<Pages>,
     changed: Notify,
+    /// The devices of which it was told last.
+    devices: Mutex<BTreeSet<MacAddr>>,
 }
 
 #[derive(Default)]
@@ -116,6 +118,13 @@ impl Book {
         self.pages().waiting.len()
     }
 
+    fn devices_changed(&self) -> bool {
+        let devices = self.cloud.devices(&self.instance).into_iter();
+        let devices: BTreeSet<MacAddr> = devices.map(|eni| eni.mac).collect();
+        let mut known = self.shared.devices.lock().expect("nobody panicked");
+        std::mem::replace(&mut *known, devices.clone()) != devices
+    }
+
     /// What a pod could be given now.
     pub fn offered(&self) -> BTreeSet<IpNetwork> {
         let pages = self.pages();
@@ -170,11 +179,17 @@ impl Home for Book {
                 None => std::future::pending().await,
             }
         };
-        let mut cloud = self.cloud.changes();
+        // Of what happens at EC2 a node sees its devices only.
+        let plugged = async {
+            let mut cloud = self.cloud.changes();
+            while !self.devices_changed() {
+                cloud.next().await;
+            }
+        };
         tokio::select! {
             () = self.shared.changed.notified() => {}
             () = cooled => {}
-            () = cloud.next() => {}
+            () = plugged => {}
         }
     }
 }
@@ -186,7 +201,14 @@ impl Directory {
     fn new() -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("vpc-eni-{}-{number}", std::process::id()));
+        // Where there is memory for it, no disk is waited for.
+        let memory = PathBuf::from("/dev/shm");
+        let parent = if memory.is_dir() {
+            memory
+        } else {
+            std::env::temp_dir()
+        };
+        let path = parent.join(format!("vpc-eni-{}-{number}", std::process::id()));
         fs::create_dir_all(&path).expect("a directory");
         Self(path)
     }
@@ -267,6 +289,7 @@ impl World {
             shared: Arc::new(Shared {
                 pages: Mutex::default(),
                 changed: Notify::new(),
+                devices: Mutex::default(),
             }),
             cloud: cloud.clone(),
             instance: instance.clone(),
@@ -300,6 +323,18 @@ impl World {
         self.status = status;
         self.shutdown = CancellationToken::new();
         self.task = Some(tokio::spawn(manager.run(self.shutdown.clone())));
+    }
+
+    /// Other settings from the next start on.
+    pub fn set_variables(&mut self, variables: &str) {
+        self.settings = settings(variables);
+    }
+
+    /// What the manager has written down.
+    pub fn records(&self) -> Vec<serde_json::Value> {
+        let text =
+            fs::read(self.directory.0.join(vpc_eni::undertaking::FILE)).unwrap_or_else(|_| b"[]".to_vec());
+        serde_json::from_slice(&text).expect("a list")
     }
 
     /// Ends the manager where it is, as a kill does.
@@ -347,7 +382,9 @@ impl World {
         .await;
         let mut changes = self.changes();
         let mut quiet = 0;
+        let end = Instant::now() + Duration::from_secs(4 * 3600);
         while quiet < 60 {
+            assert!(Instant::now() < end, "never at rest: {:?}", self.status.borrow());
             tokio::time::sleep(Duration::from_secs(5)).await;
             let now = self.changes();
             quiet = if now == changes { quiet + 1 } else { 0 };
@@ -399,14 +436,13 @@ impl World {
         found.expect("an interface").eni.id
     }
 
-    /// What must always be so: pods have addresses that this node's interfaces own, each its own; and no interface that
-    /// was made is with nobody.
-    pub fn assert_sound(&self) {
+    /// What pods have, and what they could be given, is delivered to this node; and no address is two pods'.
+    pub fn assert_delivered(&self, what: &str) {
         let pods = self.book.pods();
         assert_eq!(
             pods.iter().collect::<BTreeSet<_>>().len(),
             pods.len(),
-            "an address twice: {pods:?}"
+            "{what}: an address twice: {pods:?}"
         );
         let own: BTreeSet<EniId> = self
             .cloud
@@ -414,20 +450,21 @@ impl World {
             .into_iter()
             .map(|interface| interface.eni.id)
             .collect();
-        for pod in pods {
-            let owner = self.cloud.owner(&self.vpc, pod);
+        let offered = self.book.offered().into_iter().map(|block| block.ip());
+        for address in pods.into_iter().chain(offered) {
+            let owner = self.cloud.owner(&self.vpc, address);
             assert!(
                 owner.as_ref().is_some_and(|owner| own.contains(owner)),
-                "{pod} is {owner:?}'s, of {own:?}"
+                "{what}: {address} is {owner:?}'s, of {own:?}"
             );
         }
-        for block in self.book.offered() {
-            let owner = self.cloud.owner(&self.vpc, block.ip());
-            assert!(
-                owner.as_ref().is_some_and(|owner| own.contains(owner)),
-                "{block} is {owner:?}'s, of {own:?}"
-            );
-        }
+    }
+
+    /// What must always be so: pods have addresses that this node's interfaces own, each its own; and no interface that
+    /// was made is with nobody.
+    pub fn assert_sound(&self) {
+        self.assert_delivered("");
+        let own = self.cloud.interfaces_of(&self.instance);
         let all = self.cloud.interfaces();
         let leaked: Vec<_> = all
             .iter()
