@@ -473,12 +473,6 @@ fn what_is_missing_is_named_and_pods_that_run_keep_running() -> Result<()> {
     );
     world.cloud.set_weather(|weather| weather.denied.clear());
 
-    // No credentials.
-    world.nodes[0].agent = None;
-    world.nodes[0].start_agent(&[])?;
-    world.nodes[0].says("credentials are asked for", ["no credentials", "IRSA"]);
-    reaches(&world);
-
     // No metadata service.
     world.nodes[0].agent = None;
     world.cloud.set_weather(|weather| weather.metadata.is_down = true);

@@ -151,6 +151,7 @@ pub fn stock(view: &View) -> Stock {
     Stock {
         total: blocks().map(Block::size).sum(),
         assigned: blocks().map(|block| block.assigned).sum(),
+        cooling: blocks().map(|block| block.cooling).sum(),
         waiting: view.waiting,
         prefixes: prefixes().count() as u32,
         free_prefixes: prefixes().filter(|block| block.is_free()).count() as u32,

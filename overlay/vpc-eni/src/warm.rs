@@ -53,6 +53,8 @@ pub struct Stock {
     pub total: u32,
     /// That pods have.
     pub assigned: u32,
+    /// That came back too lately to be given again.
+    pub cooling: u32,
     /// Pods that wait for one.
     pub waiting: u32,
     /// Blocks in all.
@@ -71,9 +73,17 @@ impl Stock {
         self.assigned.saturating_add(self.waiting)
     }
 
-    /// Whether somebody waits whom no address is there for.
+    /// How many pods wait for whom there is no address now. One that cools down is of no use to them.
+    fn unserved(&self) -> u32 {
+        let free = self
+            .total
+            .saturating_sub(self.assigned)
+            .saturating_sub(self.cooling);
+        self.waiting.saturating_sub(free)
+    }
+
     fn is_dry(&self) -> bool {
-        self.available() < 0
+        self.unserved() > 0
     }
 }
 
@@ -99,7 +109,7 @@ impl Targets {
             return 0;
         }
         let missing = self.wanted(stock) - i64::from(stock.total);
-        units(missing.max(0), self.unit)
+        units(missing.max(stock.unserved().into()), self.unit)
     }
 
     /// How many addresses there shall be in all.
@@ -126,13 +136,13 @@ impl Targets {
     /// How many units are more than needed; of those that are wholly free.
     #[must_use]
     pub fn surplus(&self, stock: &Stock) -> u32 {
+        if stock.is_dry() {
+            return 0;
+        }
         match (self.target, self.unit) {
             // Whole interfaces go, or none.
             (Target::Interfaces(_), _) => 0,
-            (Target::Prefixes(warm), _) => {
-                let spare = stock.free_prefixes.saturating_sub(warm.max(1));
-                if stock.is_dry() { 0 } else { spare }
-            }
+            (Target::Prefixes(warm), _) => stock.free_prefixes.saturating_sub(warm.max(1)),
             (Target::Addresses { warm, minimum }, Unit::Address) => {
                 let by_warm = stock.available() - i64::from(warm);
                 let by_minimum = i64::from(stock.total) - i64::from(minimum);
@@ -196,7 +206,7 @@ mod tests {
             assigned,
             prefixes,
             free_prefixes,
-            waiting: 0,
+            ..Stock::default()
         }
     }
 
@@ -212,6 +222,24 @@ mod tests {
             (addresses(5, 5, 4), 6, 0),
             (addresses(9, 5, 0), 0, 2),
             (addresses(9, 0, 0), 0, 4),
+        ] {
+            check(target, Unit::Address, stock, shortage, surplus);
+        }
+    }
+
+    #[test]
+    fn who_waits_is_not_served_by_addresses_that_cool_down() {
+        let target = Target::Addresses { warm: 1, minimum: 1 };
+        let stock = |waiting, cooling| Stock {
+            cooling,
+            ..addresses(6, 3, waiting)
+        };
+        for (stock, shortage, surplus) in [
+            (stock(0, 3), 0, 2),
+            (stock(1, 2), 0, 1),
+            (stock(1, 3), 1, 0),
+            (stock(2, 3), 2, 0),
+            (stock(3, 0), 1, 0),
         ] {
             check(target, Unit::Address, stock, shortage, surplus);
         }
