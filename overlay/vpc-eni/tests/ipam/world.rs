@@ -172,7 +172,14 @@ impl Home for Book {
     }
 
     async fn changed(&self) {
-        let cools_until = self.pages().cooling.values().min().copied();
+        let now = Instant::now();
+        let cools_until = self
+            .pages()
+            .cooling
+            .values()
+            .filter(|until| **until > now)
+            .min()
+            .copied();
         let cooled = async {
             match cools_until {
                 Some(until) => tokio::time::sleep_until(until).await,
