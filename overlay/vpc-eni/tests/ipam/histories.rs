@@ -94,7 +94,7 @@ async fn calm(world: &World, what: &str) {
     }
     let short = world.book.waiting();
     world.book.remove_pods(short as u32);
-    tokio::time::sleep(Duration::from_secs(21 * 60)).await;
+    tokio::time::sleep(Duration::from_secs(62 * 60)).await;
     world.settle().await;
     world.assert_nothing_is_lost();
     assert_eq!(world.records(), [] as [serde_json::Value; 0], "{what}");
