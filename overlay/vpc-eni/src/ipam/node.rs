@@ -49,7 +49,7 @@ pub struct Held {
 /// What a look brought.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Looked {
-    /// Something was missed that was there: another look is due after [`DOUBT`].
+    /// EC2 says something else than what is known here, and one of both is old: another look is due after [`DOUBT`].
     pub doubts: bool,
     /// Interfaces that are not this node's any more.
     pub lost_interfaces: Vec<EniId>,
@@ -130,6 +130,7 @@ impl Held {
         let mut blocks = told.clone();
         // An old word of what has gone.
         blocks.retain(|block| !self.gone.contains_key(block));
+        looked.doubts |= blocks.len() < told.len();
         for block in known.difference(&told) {
             let missed_first = *self.doubted.entry(*block).or_insert(now);
             if !self.is_settled(now) {
@@ -196,6 +197,7 @@ impl Node {
     pub fn take(&mut self, mut found: Vec<Eni>, now: Instant) -> Result<Looked, WithoutPrimary> {
         self.departed.retain(|_, since| now < *since + SETTLES);
         // An old word of what has gone.
+        let all = found.len();
         found.retain(|eni| !self.departed.contains_key(&eni.id));
         let is_primary = |eni: &Eni| {
             let attached = eni.attachment.as_ref();
@@ -204,7 +206,10 @@ impl Node {
         if !found.iter().any(is_primary) {
             return Err(WithoutPrimary);
         }
-        let mut looked = Looked::default();
+        let mut looked = Looked {
+            doubts: found.len() < all,
+            ..Looked::default()
+        };
         let names: BTreeSet<EniId> = found.iter().map(|eni| eni.id.clone()).collect();
         for eni in found {
             let id = eni.id.clone();
@@ -216,6 +221,7 @@ impl Node {
                     held.gone = leaving.into_iter().map(|block| (block, now)).collect();
                     let mut blocks = held.blocks();
                     blocks.retain(|block| !held.gone.contains_key(block));
+                    looked.doubts |= blocks.len() < held.blocks().len();
                     held.set_blocks(blocks);
                     self.enis.insert(id, held);
                 }
