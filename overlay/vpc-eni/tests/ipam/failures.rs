@@ -283,7 +283,7 @@ async fn a_security_group_that_is_gone_is_told_and_the_next_ones_are_taken() {
         .cloud
         .make_security_group(&world.vpc, Default::default())
         .expect("a group");
-    world.set_groups(&world.eni(0), &[group.clone()]);
+    world.set_groups(&world.eni(0), std::slice::from_ref(&group));
     world.start();
     world.settle().await;
     world.cloud.take_group(&group).expect("there");

@@ -382,7 +382,7 @@ async fn the_groups_of_the_primary_interface_are_those_of_all() {
         .make_security_group(&world.vpc, Tags::new())
         .expect("a group");
     let primary = world.eni(0);
-    world.set_groups(&primary, &[group.clone()]);
+    world.set_groups(&primary, std::slice::from_ref(&group));
     let second = world.eni(1);
     let has = |world: &World| {
         world
@@ -494,7 +494,7 @@ async fn groups_are_a_set_and_are_taken_over_whatever_is_refused_first() {
             Fault::refused("RequestLimitExceeded"),
         );
     }
-    world.set_groups(&world.eni(0), &[one.clone()]);
+    world.set_groups(&world.eni(0), std::slice::from_ref(&one));
     tokio::time::sleep(62 * MINUTE).await;
     let eni = world.cloud.interface(&world.eni(1)).expect("there").eni;
     assert_eq!(eni.groups, [one]);
