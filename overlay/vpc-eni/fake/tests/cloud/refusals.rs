@@ -357,7 +357,7 @@ const ROWS: &[Row] = &[
         },
         "InvalidNetworkInterface.InUse",
         "in use",
-        Meaning::Other,
+        Meaning::InUse,
     ),
     row(
         "an interface and its instance are of one zone",
@@ -452,7 +452,7 @@ const ROWS: &[Row] = &[
         },
         "InvalidParameterValue",
         "currently in use",
-        Meaning::Other,
+        Meaning::InUse,
     ),
     row(
         "what is attached is not deleted",
@@ -461,7 +461,7 @@ const ROWS: &[Row] = &[
         },
         "InvalidParameterValue",
         "currently in use",
-        Meaning::Other,
+        Meaning::InUse,
     ),
     row(
         "what is deleted is not there",
