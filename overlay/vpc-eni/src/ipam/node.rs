@@ -49,7 +49,7 @@ pub struct Held {
 /// What a look brought.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Looked {
-    /// Something was missed that was there: another look is due after [`DOUBT`].
+    /// EC2 says something else than what is known here, and one of both is old: another look is due after [`DOUBT`].
     pub doubts: bool,
     /// Interfaces that are not this node's any more.
     pub lost_interfaces: Vec<EniId>,
@@ -130,6 +130,7 @@ impl Held {
         let mut blocks = told.clone();
         // An old word of what has gone.
         blocks.retain(|block| !self.gone.contains_key(block));
+        looked.doubts |= blocks.len() < told.len();
         for block in known.difference(&told) {
             let missed_first = *self.doubted.entry(*block).or_insert(now);
             if !self.is_settled(now) {
@@ -196,6 +197,7 @@ impl Node {
     pub fn take(&mut self, mut found: Vec<Eni>, now: Instant) -> Result<Looked, WithoutPrimary> {
         self.departed.retain(|_, since| now < *since + SETTLES);
         // An old word of what has gone.
+        let all = found.len();
         found.retain(|eni| !self.departed.contains_key(&eni.id));
         let is_primary = |eni: &Eni| {
             let attached = eni.attachment.as_ref();
@@ -204,7 +206,10 @@ impl Node {
         if !found.iter().any(is_primary) {
             return Err(WithoutPrimary);
         }
-        let mut looked = Looked::default();
+        let mut looked = Looked {
+            doubts: found.len() < all,
+            ..Looked::default()
+        };
         let names: BTreeSet<EniId> = found.iter().map(|eni| eni.id.clone()).collect();
         for eni in found {
             let id = eni.id.clone();
@@ -216,6 +221,7 @@ impl Node {
                     held.gone = leaving.into_iter().map(|block| (block, now)).collect();
                     let mut blocks = held.blocks();
                     blocks.retain(|block| !held.gone.contains_key(block));
+                    looked.doubts |= blocks.len() < held.blocks().len();
                     held.set_blocks(blocks);
                     self.enis.insert(id, held);
                 }
@@ -303,4 +309,183 @@ pub(super) fn blocks_of(eni: &Eni) -> BTreeSet<IpNetwork> {
         prefixes_v6: eni.prefixes_v6.clone(),
     };
     addresses.blocks().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use model::MacAddr;
+
+    use super::*;
+    use crate::ec2::AttachmentId;
+
+    fn eni(index: u32, addresses: &[u8]) -> Eni {
+        Eni {
+            id: EniId(format!("eni-{index}")),
+            subnet: "subnet-1".into(),
+            mac: MacAddr::locally_administered([10, 0, 0, 0, 0, index as u8]),
+            description: String::new(),
+            tags: BTreeMap::new(),
+            groups: Vec::new(),
+            primary: Ipv4Addr::new(10, 0, index as u8, 4),
+            secondary: addresses
+                .iter()
+                .map(|last| Ipv4Addr::new(10, 0, index as u8, *last))
+                .collect(),
+            prefixes: Vec::new(),
+            prefixes_v6: Vec::new(),
+            kind: "interface".to_owned(),
+            attachment: Some(attached(index)),
+        }
+    }
+
+    fn attached(index: u32) -> Attached {
+        Attached {
+            id: AttachmentId(format!("eni-attach-{index}")),
+            instance: "i-1".into(),
+            device_index: index,
+            card_index: 0,
+            delete_on_termination: true,
+        }
+    }
+
+    fn block(index: u32, last: u8) -> IpNetwork {
+        IpNetwork::from(std::net::IpAddr::V4(Ipv4Addr::new(10, 0, index as u8, last)))
+    }
+
+    /// A node with two interfaces that have been there for long.
+    fn node(now: Instant) -> Node {
+        let mut node = Node::new([], [], now);
+        let found = vec![eni(0, &[5, 6]), eni(1, &[5, 6])];
+        node.take(found, now).expect("the primary one is there");
+        node
+    }
+
+    /// What it offers after looks that find this after so many seconds, and what of each look is doubtful.
+    #[track_caller]
+    fn check(
+        mut node: Node,
+        began: Instant,
+        looks: &[(u64, &[Eni])],
+        doubts: &[bool],
+        offered: &[IpNetwork],
+    ) {
+        let doubtful = looks.iter().map(|(seconds, found)| {
+            let now = began + Duration::from_secs(*seconds);
+            node.take(found.to_vec(), now)
+                .expect("the primary one is there")
+                .doubts
+        });
+        assert_eq!(doubtful.collect::<Vec<_>>(), doubts);
+        let now: Vec<_> = node.interfaces().into_iter().flat_map(Held::offered).collect();
+        assert_eq!(now, offered);
+    }
+
+    #[test]
+    fn what_a_look_misses_is_doubted_for_half_a_minute_and_then_lost() {
+        let began = Instant::now();
+        let (all, less): (&[Eni], &[Eni]) = (
+            &[eni(0, &[5, 6]), eni(1, &[5, 6])],
+            &[eni(0, &[5]), eni(1, &[5, 6])],
+        );
+        let rest = [block(0, 5), block(1, 5), block(1, 6)];
+        let each = [block(0, 5), block(0, 6), block(1, 5), block(1, 6)];
+        check(node(began), began, &[(100, less)], &[true], &rest);
+        check(
+            node(began),
+            began,
+            &[(100, less), (129, less)],
+            &[true, true],
+            &rest,
+        );
+        check(
+            node(began),
+            began,
+            &[(100, less), (129, all)],
+            &[true, false],
+            &each,
+        );
+        check(
+            node(began),
+            began,
+            &[(100, less), (130, less)],
+            &[true, false],
+            &rest,
+        );
+        let one: &[Eni] = &[eni(0, &[5, 6])];
+        let primary = [block(0, 5), block(0, 6)];
+        check(node(began), began, &[(100, one)], &[true], &primary);
+        check(
+            node(began),
+            began,
+            &[(100, one), (129, all)],
+            &[true, false],
+            &each,
+        );
+        check(
+            node(began),
+            began,
+            &[(100, one), (130, one)],
+            &[true, false],
+            &primary,
+        );
+        // Too young to be told of everywhere.
+        check(node(began), began, &[(59, one)], &[true], &each);
+
+        let mut lost = node(began);
+        let at = |seconds| began + Duration::from_secs(seconds);
+        lost.take(less.to_vec(), at(100)).expect("primary");
+        let looked = lost.take(less.to_vec(), at(130)).expect("primary");
+        assert_eq!(looked.lost_blocks, [(EniId::from("eni-0"), block(0, 6))]);
+        lost.take(one.to_vec(), at(200)).expect("primary");
+        assert_eq!(lost.get(&"eni-1".into()).map(Held::is_doubted), Some(true));
+        let looked = lost.take(one.to_vec(), at(230)).expect("primary");
+        assert_eq!(
+            (looked.lost_interfaces, lost.get(&"eni-1".into())),
+            (vec!["eni-1".into()], None)
+        );
+    }
+
+    #[test]
+    fn our_own_changes_count_more_than_a_look_within_a_minute() {
+        let began = Instant::now();
+        let at = |seconds| began + Duration::from_secs(seconds);
+        let old: &[Eni] = &[eni(0, &[5, 6]), eni(1, &[5, 6])];
+        let each = [block(0, 5), block(0, 6), block(1, 5), block(1, 6)];
+
+        let mut came = node(began);
+        came.came(&"eni-1".into(), &[block(1, 7)].into_iter().collect(), at(100));
+        let more = [block(0, 5), block(0, 6), block(1, 5), block(1, 6), block(1, 7)];
+        check(came.clone(), began, &[(159, old)], &[true], &more);
+        check(came, began, &[(160, old)], &[true], &each);
+
+        let mut went = node(began);
+        went.went(&"eni-1".into(), &[block(1, 6)], at(100));
+        check(went.clone(), began, &[(159, old)], &[true], &each[..3]);
+        check(went.clone(), began, &[(160, old)], &[false], &each);
+        went.stayed(&"eni-1".into(), &[block(1, 6)]);
+        check(went, began, &[(101, old)], &[false], &each);
+
+        let mut detached = node(began);
+        detached.detached(&"eni-1".into(), at(100));
+        check(detached.clone(), began, &[(159, old)], &[true], &each[..2]);
+        check(detached, began, &[(160, old)], &[false], &each);
+
+        let mut attached_one = node(began);
+        attached_one.attached(eni(2, &[5]), attached(2), at(100));
+        let more = [block(0, 5), block(0, 6), block(1, 5), block(1, 6), block(2, 5)];
+        check(attached_one.clone(), began, &[(159, old)], &[true], &more);
+        check(attached_one, began, &[(160, old)], &[true], &each);
+    }
+
+    #[test]
+    fn what_the_last_program_gave_back_is_not_offered_for_a_minute() {
+        let began = Instant::now();
+        let old: &[Eni] = &[eni(0, &[5, 6]), eni(1, &[5])];
+        let node = Node::new([("eni-0".into(), vec![block(0, 6)])], ["eni-1".into()], began);
+        check(node.clone(), began, &[(0, old)], &[true], &[block(0, 5)]);
+        let all = [block(0, 5), block(0, 6), block(1, 5)];
+        check(node, began, &[(0, old), (60, old)], &[true, false], &all);
+    }
 }

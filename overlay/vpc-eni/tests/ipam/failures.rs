@@ -283,7 +283,7 @@ async fn a_security_group_that_is_gone_is_told_and_the_next_ones_are_taken() {
         .cloud
         .make_security_group(&world.vpc, Default::default())
         .expect("a group");
-    world.set_groups(&world.eni(0), &[group.clone()]);
+    world.set_groups(&world.eni(0), std::slice::from_ref(&group));
     world.start();
     world.settle().await;
     world.cloud.take_group(&group).expect("there");
@@ -500,20 +500,22 @@ async fn a_problem_ends_with_the_interface_that_it_was_about() {
     world.start();
     world.book.add_pods(9);
     world.settle().await;
-    world.cloud.set_weather(|weather| {
-        weather.denied.insert(Action::AssignPrivateIpAddresses);
-    });
     let second = world.eni(1);
-    world.book.add_pods(5);
+    let about = format!("security groups of {second}");
+    world.cloud.set_weather(|weather| {
+        weather.denied.insert(Action::ModifyNetworkInterfaceAttribute);
+    });
+    let group = world
+        .cloud
+        .make_security_group(&world.vpc, Default::default())
+        .expect("a group");
+    world.set_groups(&world.eni(0), &[group]);
     world
-        .until("it is told", MINUTE, |world| {
-            world.problem(&format!("interface {second}")).is_some()
-        })
+        .until("it is told", 62 * MINUTE, |world| world.problem(&about).is_some())
         .await;
-    world.book.remove_pods(7);
     world.cloud.take_interface(&second).expect("there");
     tokio::time::sleep(62 * MINUTE).await;
-    assert_eq!(world.problem(&format!("interface {second}")), None);
+    assert_eq!(world.problem(&about), None);
 }
 
 /// A subnet without addresses, and an instance with room: it is not the instance's type that is to blame.
@@ -545,4 +547,31 @@ async fn a_subnet_that_is_empty_is_told_and_no_other_reason() {
         world.status().problems
     );
     world.assert_nothing_is_lost();
+}
+
+/// EC2 allows fewer interfaces than its list of types says.
+#[tokio::test(start_paused = true)]
+async fn a_limit_of_the_instance_is_believed_for_a_while() {
+    let mut world = world();
+    world.start();
+    world.settle().await;
+    let two = vpc_eni::ec2::Limits {
+        interfaces: 2,
+        addresses_per_interface: 10,
+        is_nitro: true,
+    };
+    world.cloud.make_instance_type("m5.large", two);
+    world.book.add_pods(20);
+    tokio::time::sleep(9 * MINUTE).await;
+    assert_eq!(world.held(), [9, 9]);
+    assert_eq!(world.cloud.count(Action::CreateNetworkInterface), 2);
+    let problem = world.problem("new interface").expect("told");
+    assert!(problem.contains("AttachmentLimitExceeded"), "{problem}");
+    let three = vpc_eni::ec2::Limits { interfaces: 3, ..two };
+    world.cloud.make_instance_type("m5.large", three);
+    world
+        .until("pods have addresses", 10 * MINUTE, |world| {
+            world.book.waiting() == 0
+        })
+        .await;
 }

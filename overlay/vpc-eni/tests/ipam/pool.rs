@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use fake_vpc::cloud::Cloud;
-use fake_vpc::weather::Fault;
+use fake_vpc::weather::{Fault, Stale};
 use vpc_eni::ec2::{Action, Tags};
 use vpc_eni::home::{EniConfig, Facts};
 
@@ -382,7 +382,7 @@ async fn the_groups_of_the_primary_interface_are_those_of_all() {
         .make_security_group(&world.vpc, Tags::new())
         .expect("a group");
     let primary = world.eni(0);
-    world.set_groups(&primary, &[group.clone()]);
+    world.set_groups(&primary, std::slice::from_ref(&group));
     let second = world.eni(1);
     let has = |world: &World| {
         world
@@ -494,7 +494,7 @@ async fn groups_are_a_set_and_are_taken_over_whatever_is_refused_first() {
             Fault::refused("RequestLimitExceeded"),
         );
     }
-    world.set_groups(&world.eni(0), &[one.clone()]);
+    world.set_groups(&world.eni(0), std::slice::from_ref(&one));
     tokio::time::sleep(62 * MINUTE).await;
     let eni = world.cloud.interface(&world.eni(1)).expect("there").eni;
     assert_eq!(eni.groups, [one]);
@@ -509,8 +509,17 @@ async fn an_interface_of_a_new_subnet_serves_pods_at_once() {
         "m5.large",
         "AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG=true ENABLE_SUBNET_DISCOVERY=false",
     );
+    let late = Stale {
+        changes: 0,
+        time: MINUTE,
+    };
+    world.cloud.set_weather(|weather| {
+        weather.answer_after = Duration::from_millis(100);
+        weather.stale.insert(Action::DescribeSubnets, late);
+    });
     world.start();
     tokio::time::sleep(20 * MINUTE).await;
+    let asked = world.cloud.count(Action::DescribeSubnets);
     let network = "10.0.8.0/24".parse().expect("a network");
     let subnet = world
         .cloud
@@ -526,10 +535,12 @@ async fn an_interface_of_a_new_subnet_serves_pods_at_once() {
     });
     world.book.add_pods(1);
     world
-        .until("pods have addresses", 2 * MINUTE, |world| {
+        .until("pods have addresses", 3 * MINUTE, |world| {
             world.book.waiting() == 0
         })
         .await;
+    let asked = world.cloud.count(Action::DescribeSubnets) - asked;
+    assert!(asked <= 3, "asked {asked} times");
 }
 
 /// What is held from before other settings were there goes when it is not in use.

@@ -172,14 +172,15 @@ impl Home for Book {
     }
 
     async fn changed(&self) {
-        let now = Instant::now();
-        let cools_until = self
-            .pages()
-            .cooling
-            .values()
-            .filter(|until| **until > now)
-            .min()
-            .copied();
+        let cools_until = {
+            let mut pages = self.pages();
+            let before = pages.cooling.len();
+            pages.cooling.retain(|_, until| *until > Instant::now());
+            if pages.cooling.len() < before {
+                return;
+            }
+            pages.cooling.values().min().copied()
+        };
         let cooled = async {
             match cools_until {
                 Some(until) => tokio::time::sleep_until(until).await,
