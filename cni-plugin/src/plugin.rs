@@ -3,7 +3,7 @@
 use std::io;
 use std::time::Duration;
 
-use model::wiring::HOST_IFNAME_PREFIX;
+use model::wiring::is_host_ifname;
 use netlink::Namespace;
 
 use crate::host_local;
@@ -14,6 +14,10 @@ use crate::wire::{self, Sides};
 
 /// How long the agent may take. Its slowest step is a write to disk.
 const AGENT: Duration = Duration::from_secs(10);
+
+/// How long a pod waits for an address, in seconds, where its node has none now. Runtimes end a plugin after a minute or
+/// two, and the pod has to be wired in that time, too.
+const PATIENCE_SECONDS: u32 = 45;
 
 /// What the program prints, and how it ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -106,6 +110,7 @@ fn add(call: &Call, conf: &NetConf) -> Result<String, Failure> {
             );
             failed(code::IO, &what, &error)
         })?,
+        patience_seconds: Some(PATIENCE_SECONDS),
     };
     let Response::Wired { plan } = ask(conf, &request)? else {
         return Err(unexpected());
@@ -187,7 +192,7 @@ fn del(call: &Call, conf: &NetConf) -> Result<(), Failure> {
     for device in conf
         .previous_devices
         .iter()
-        .filter(|device| device.starts_with(HOST_IFNAME_PREFIX))
+        .filter(|device| is_host_ifname(device))
     {
         wire::remove_node_link(device).map_err(kernel)?;
     }

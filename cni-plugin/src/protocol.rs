@@ -7,7 +7,7 @@ use std::io::{self, Read, Write};
 use std::net::IpAddr;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use model::ObjectName;
 use model::wiring::{WiringPlan, Wishes};
@@ -54,6 +54,10 @@ pub enum Request {
         /// Addresses that pods have which another plugin wired ([`crate::host_local`]).
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         taken: Vec<IpAddr>,
+        /// How long the plugin waits for an address, where there is none now; absent: not at all. As long as it waits it
+        /// hears [`Response::Waiting`] every few seconds.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        patience_seconds: Option<u32>,
     },
     /// Release an interface. Always succeeds when the key is unknown.
     Del {
@@ -79,6 +83,21 @@ pub enum Request {
     Unknown,
 }
 
+impl Request {
+    /// How long the answer may take beyond what the agent needs.
+    #[must_use]
+    pub fn patience(&self) -> Duration {
+        match self {
+            Self::Add { patience_seconds, .. } => {
+                Duration::from_secs(patience_seconds.unwrap_or_default().into())
+            }
+            Self::Del { .. } | Self::Check { .. } | Self::Gc { .. } | Self::Status | Self::Unknown => {
+                Duration::ZERO
+            }
+        }
+    }
+}
+
 /// What the agent answers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "answer", rename_all = "camelCase")]
@@ -90,6 +109,12 @@ pub enum Response {
     },
     /// Done, or ready.
     Done,
+    /// No answer yet: one follows. Only those hear it who said how long they wait.
+    #[serde(rename_all = "camelCase")]
+    Waiting {
+        /// What it takes.
+        waiting_for: String,
+    },
     /// Not done.
     Error(Failure),
 }
@@ -152,7 +177,8 @@ pub fn read<T: DeserializeOwned>(stream: &mut impl Read) -> io::Result<T> {
     decode(&json)
 }
 
-/// Asks the agent and waits for its answer.
+/// Asks the agent and waits for its answer: for `timeout`, and as long as it says that there is something to wait for,
+/// for the request's patience on top of that.
 ///
 /// # Errors
 /// When nobody listens, or no answer comes in time. Whether the agent acted on the request is then unknown.
@@ -161,7 +187,20 @@ pub fn call(socket: &Path, request: &Request, timeout: Duration) -> io::Result<R
     stream.set_read_timeout(Some(timeout))?;
     stream.set_write_timeout(Some(timeout))?;
     stream.write_all(&encode(request)?)?;
-    read(&mut stream)
+    answer(&mut stream, Instant::now() + request.patience() + timeout)
+}
+
+/// The first answer that is one.
+fn answer(stream: &mut impl Read, deadline: Instant) -> io::Result<Response> {
+    loop {
+        match read(stream)? {
+            Response::Waiting { waiting_for } if Instant::now() >= deadline => {
+                return Err(io::Error::new(io::ErrorKind::TimedOut, waiting_for));
+            }
+            Response::Waiting { .. } => {}
+            response => return Ok(response),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -186,12 +225,24 @@ mod tests {
                     pod,
                     wishes: Wishes::default(),
                     taken: Vec::new(),
+                    patience_seconds: None,
                 },
                 r#"{"verb":"add","containerId":"c1","ifname":"eth0","netns":"/run/netns/x","pod":{"namespace":"default","name":"web"},"wishes":{}}"#,
             ),
             (
                 Request::Del { key: key() },
                 r#"{"verb":"del","containerId":"c1","ifname":"eth0"}"#,
+            ),
+            (
+                Request::Add {
+                    key: key(),
+                    netns: "n".to_owned(),
+                    pod: None,
+                    wishes: Wishes::default(),
+                    taken: Vec::new(),
+                    patience_seconds: Some(45),
+                },
+                r#"{"verb":"add","containerId":"c1","ifname":"eth0","netns":"n","pod":null,"wishes":{},"patienceSeconds":45}"#,
             ),
             (
                 Request::Gc { valid: vec![key()] },
@@ -209,11 +260,20 @@ mod tests {
             msg: "try again".to_owned(),
             details: String::new(),
         });
-        let json = serde_json::to_string(&failure).expect("encode");
-        assert_eq!(
-            json,
-            r#"{"answer":"error","code":11,"msg":"try again","details":""}"#
-        );
+        let waiting = Response::Waiting {
+            waiting_for: "a block".to_owned(),
+        };
+        let rows = [
+            (
+                failure,
+                r#"{"answer":"error","code":11,"msg":"try again","details":""}"#,
+            ),
+            (waiting, r#"{"answer":"waiting","waitingFor":"a block"}"#),
+        ];
+        for (response, json) in rows {
+            assert_eq!(serde_json::to_string(&response).expect("encode"), json);
+            assert_eq!(decode::<Response>(json.as_bytes()).expect(json), response);
+        }
     }
 
     #[test]
@@ -232,12 +292,39 @@ mod tests {
                     pod: None,
                     wishes: Wishes::default(),
                     taken: Vec::new(),
+                    patience_seconds: None,
                 },
             ),
         ];
         for (json, request) in rows {
             assert_eq!(decode::<Request>(json.as_bytes()).expect(json), request);
         }
+    }
+
+    #[test]
+    fn a_plugin_waits_as_long_as_it_hears_of_it_and_not_beyond_its_deadline() {
+        let waiting = |what: &str| Response::Waiting {
+            waiting_for: what.to_owned(),
+        };
+        let frames = |responses: &[Response]| -> Vec<u8> {
+            responses
+                .iter()
+                .flat_map(|response| encode(response).expect("frame"))
+                .collect()
+        };
+        let long = Instant::now() + Duration::from_secs(3600);
+        let told = frames(&[waiting("a block"), waiting("a turn"), Response::Done]);
+        assert_eq!(
+            answer(&mut told.as_slice(), long).expect("in time"),
+            Response::Done
+        );
+        let late = answer(&mut told.as_slice(), Instant::now()).expect_err("too late");
+        assert_eq!(
+            (late.kind(), late.to_string()),
+            (io::ErrorKind::TimedOut, "a block".to_owned())
+        );
+        let hung_up = answer(&mut frames(&[waiting("a block")]).as_slice(), long).expect_err("no answer");
+        assert_eq!(hung_up.kind(), io::ErrorKind::UnexpectedEof);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use ipnetwork::IpNetwork;
 use model::Mtu;
-use model::wiring::{ROUTE_PROTOCOL, RateLimit, WiringPlan};
+use model::wiring::{HOST_IFNAME_PREFIX, ROUTE_PROTOCOL, RateLimit, WiringPlan};
 use netlink::{
     AbsentIsFine, Address, Error, Events, Group, Kernel, Link, LinkChange, LinkKind, Namespace, Neighbour,
     Netlink, NewLink, NewLinkKind, Operation, Result, RootQdisc, Route, RouteFilter, Scope, TokenBucket,
@@ -91,6 +91,9 @@ impl Sides {
             // The node's end is left over of an earlier pod of the same key, whose namespace still lives.
             Err(error) if error.is_present() => {
                 if let Some(old) = self.node.link_named(&plan.host_ifname)? {
+                    if !is_of_same_key(&old, plan) {
+                        return Err(error);
+                    }
                     self.node.delete_link(old.index).absent_is_fine()?;
                 }
                 Ok(self.pod.create_link(&new)?.index)
@@ -236,6 +239,13 @@ impl Sides {
             None => Ok(()),
         }
     }
+}
+
+/// Whether a device that has the name of the plan's belongs to the same interface. Such a name follows from the key, or from
+/// the pod: then another network plugin may have given it, to a pod that still lives. The MAC address follows from the
+/// key.
+fn is_of_same_key(old: &Link, plan: &WiringPlan) -> bool {
+    plan.host_ifname.starts_with(HOST_IFNAME_PREFIX) || old.mac == Some(plan.host_mac.0)
 }
 
 /// Waits until a device passes packets: after both ends of a veth are up, the kernel's link watch has to see it, and until

@@ -11,9 +11,10 @@ use std::time::{Duration, Instant};
 
 use cni_plugin::protocol::{self, Failure, Request, Response};
 use cni_plugin::tombstone;
+use cni_plugin::wire::Sides;
 use ipnetwork::IpNetwork;
-use model::Mtu;
-use overlay::pods::{Attachment, AttachmentKey, PodNetwork};
+use model::{Mtu, ObjectName};
+use overlay::pods::{Attachment, AttachmentKey, Block, Growth, PodNetwork, Pool};
 use serde_json::{Value, json};
 use tests::process::run_in;
 use tests::topology::Host;
@@ -124,9 +125,14 @@ impl Node {
         self.run_program(env!("CARGO_BIN_EXE_causeway-cni"), command, id, netns, &conf)
     }
 
+    /// The runtime tells that the pod is `default/web-0`.
     fn run_program(&self, program: &str, command: &str, id: &str, netns: &str, conf: &Value) -> Ran {
         let mut program = Command::new(program);
         program.env_clear().envs([
+            (
+                "CNI_ARGS",
+                "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web-0",
+            ),
             ("CNI_COMMAND", command),
             ("CNI_CONTAINERID", id),
             ("CNI_NETNS", netns),
@@ -163,6 +169,7 @@ fn decide(pods: &PodNetwork, request: Request) -> Response {
             pod,
             wishes,
             taken,
+            ..
         } => pods
             .add(&Attachment {
                 key: key(&of),
@@ -242,6 +249,89 @@ mod privileged {
             Some(0),
             "with one that is gone"
         );
+    }
+
+    /// As on a node that had amazon-vpc-cni-k8s, which calls its devices so, too.
+    #[test]
+    fn a_pod_of_a_vpc_is_called_after_its_name_unless_another_plugins_device_is_called_so() {
+        let Some(node) = Node::new("CNI in a VPC") else {
+            return;
+        };
+        node.pods.serve_pool(Pool {
+            blocks: vec![Block {
+                network: "10.0.0.16/28".parse().expect("a block"),
+                device_index: 0,
+            }],
+            mtu: Mtu(9001),
+            cool_down: Duration::ZERO,
+            growth: Growth::Possible,
+        });
+        let agent = node.agent();
+        let devices = || {
+            let links = node.host.command("ip", &["-o", "link"]).expect("run ip").stdout;
+            let names = links
+                .lines()
+                .filter_map(|line| line.split([' ', '@', ':']).find(|word| word.starts_with("eni")));
+            let mut names: Vec<String> = names.map(str::to_owned).collect();
+            names.sort();
+            names
+        };
+        let web_0 = "eni0d7763386da";
+        let theirs = |arguments: &[&str]| {
+            node.host.command("ip", arguments).expect("run ip");
+        };
+        theirs(&["link", "add", web_0, "type", "bridge"]);
+        let hosts = [(); 3].map(|()| Host::new("pod").expect("make a namespace"));
+        let [first, second, third] = hosts.each_ref().map(Host::path);
+        let added = node.run("ADD", "first", &first);
+        let by_key = added.output["interfaces"][0]["name"]
+            .as_str()
+            .expect("a name")
+            .to_owned();
+        let mut both = vec![web_0.to_owned(), by_key.clone()];
+        both.sort();
+        assert_eq!(devices(), both);
+        assert_eq!(node.run("CHECK", "first", &first).code, Some(0));
+        assert_eq!(node.run("DEL", "first", &first).code, Some(0));
+        assert_eq!(devices(), [web_0]);
+
+        theirs(&["link", "delete", web_0]);
+        let added = node.run("ADD", "second", &second);
+        assert_eq!(added.output["interfaces"][0]["name"], web_0, "{}", added.output);
+        // Deleted without agent and namespace.
+        drop(agent);
+        let conf = json!({"cniVersion": "1.1.0", "name": "causeway", "prevResult": added.output});
+        assert_eq!(node.run_with("DEL", "second", "", conf).code, Some(0));
+        assert_eq!(devices(), Vec::<String>::new());
+
+        // A device that comes after the agent has looked.
+        let attachment = Attachment {
+            key: AttachmentKey {
+                container_id: "third".to_owned(),
+                ifname: "eth0".to_owned(),
+            },
+            netns: third.clone(),
+            pod: Some(ObjectName::new("default", "web-1")),
+            ..Attachment::default()
+        };
+        let plan = node.pods.add(&attachment).expect("an address");
+        let apply = || {
+            std::thread::scope(|scope| {
+                let applied = scope.spawn(|| {
+                    node.host.namespace().enter().expect("enter the node");
+                    let mut sides = Sides::open(hosts[2].namespace()).expect("both sides");
+                    sides.apply(&plan).map_err(|error| error.to_string())
+                });
+                applied.join().expect("no panic")
+            })
+        };
+        let name = plan.host_ifname.as_str();
+        theirs(&["link", "add", name, "type", "bridge"]);
+        assert!(apply().is_err());
+        assert_eq!(devices(), [name]);
+        theirs(&["link", "set", name, "address", &plan.host_mac.to_string()]);
+        apply().expect("its own end, left over");
+        assert_eq!(devices(), [name]);
     }
 
     /// As on a node that had flannel: its pods go on, and the runtime deletes them by this plugin.

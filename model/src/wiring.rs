@@ -14,8 +14,26 @@ use crate::{MacAddr, Mtu, Protocol};
 /// carries it.
 pub const ROUTE_PROTOCOL: u8 = 213;
 
-/// What the names of the pods' devices on the node's side begin with: no others are ours.
+/// What the names of the pods' devices on the node's side begin with where the node has a subnet; `cw` and 12 hexadecimal
+/// digits.
 pub const HOST_IFNAME_PREFIX: &str = "cw";
+
+/// What they begin with where pods have addresses of network interfaces of a VPC; `eni` and [`ENI_IFNAME_DIGITS`]
+/// hexadecimal digits. amazon-vpc-cni-k8s calls them so, and what looks for pods' devices by name goes by it.
+pub const ENI_IFNAME_PREFIX: &str = "eni";
+
+/// How many digits of a digest stand in such a name.
+pub const ENI_IFNAME_DIGITS: usize = 11;
+
+/// Whether a device may be a pod's on the node's side, by its name. A pod keeps the name that it was made with, so both
+/// kinds may be on a node. Another network plugin's may be called `eni…` too: a name alone makes no device ours.
+#[must_use]
+pub fn is_host_ifname(name: &str) -> bool {
+    let is_digest = |digits: &str| {
+        digits.len() == ENI_IFNAME_DIGITS && digits.bytes().all(|digit| digit.is_ascii_hexdigit())
+    };
+    name.starts_with(HOST_IFNAME_PREFIX) || name.strip_prefix(ENI_IFNAME_PREFIX).is_some_and(is_digest)
+}
 
 /// A pair of veth devices, its addresses and routes. Everything in it is desired state: applying it twice is
 /// applying it once.
@@ -126,4 +144,28 @@ pub struct PodRoute {
     pub destination: IpNetwork,
     /// Next hop; `None` = on the link.
     pub gateway: Option<IpAddr>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_of_pods_are_known_by_their_names_of_either_kind() {
+        let rows = [
+            ("cw0123456789ab", true),
+            ("cw1", true),
+            ("eni0d7763386da", true),
+            ("eni0d7763386d", false),
+            ("eni0d7763386daa", false),
+            ("eni0d7763386dx", false),
+            ("eni", false),
+            ("ens5", false),
+            ("eth0", false),
+            ("", false),
+        ];
+        for (name, expected) in rows {
+            assert_eq!(is_host_ifname(name), expected, "{name}");
+        }
+    }
 }

@@ -11,8 +11,9 @@ use netlink::{
     Forwarding, Kernel, Link, LinkChange, LinkKind, Namespace, Neighbour, Netlink, Result, Route, Vxlan,
 };
 
-use crate::engine::{routes_of, speaks};
+use crate::engine::speaks;
 use crate::fast_path::{Passage, passage};
+use crate::own_pods::routes_of;
 use crate::plan::{Device, Half, Plan, Remote};
 use crate::pods::Assigned;
 use crate::pods::wiring::host_ifname;
@@ -176,7 +177,7 @@ pub fn mend_pod_devices(
 ) -> Result<Vec<String>> {
     let mut mended = Vec::new();
     for pod in pods {
-        let name = host_ifname(&pod.key);
+        let name = host_ifname(pod);
         let Some(link) = kernel.link_named(&name)? else {
             continue;
         };
@@ -342,7 +343,7 @@ fn of_pod(pod: &Assigned, plan: &Plan, mirror: &Mirror) -> Vec<Difference> {
         name: pod.pod.clone(),
         container: pod.key.container_id.clone(),
     };
-    let name = host_ifname(&pod.key);
+    let name = host_ifname(pod);
     let of_device = |found: Option<String>| Difference {
         part: Part::PodDevice,
         whose: whose.clone(),
@@ -464,7 +465,7 @@ mod tests {
         let on_underlay = "172.30.0.11/24".parse().expect("a network");
         kernel.addresses.push(Address::global(eth0, on_underlay));
         let plan = plan_of_two();
-        let mut veth = NewLink::new(host_ifname(&pod().key), NewLinkKind::Bridge);
+        let mut veth = NewLink::new(host_ifname(&pod()), NewLinkKind::Bridge);
         (veth.mtu, veth.up) = (Some(1450), true);
         kernel.create_link(&veth).expect("the name is free");
         let tunnels = plan.halves.map(|_, half| {
@@ -612,7 +613,7 @@ mod tests {
     #[test]
     fn a_pods_device_that_is_down_is_told_and_mended() {
         let mut kernel = whole();
-        let name = host_ifname(&pod().key);
+        let name = host_ifname(&pod());
         let device = index(&mut kernel, &name);
         let down = LinkChange {
             up: Some(false),
@@ -644,7 +645,7 @@ mod tests {
 
     #[test]
     fn a_pods_mtu_grows_with_the_network_and_stays_where_ipv6_would_end() {
-        let name = host_ifname(&pod().key);
+        let name = host_ifname(&pod());
         let mtu_after = |pod: &Assigned, before: u32, plan: &Plan| {
             let mut kernel = whole();
             let device = index(&mut kernel, &name);

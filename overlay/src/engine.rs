@@ -1,12 +1,8 @@
-//! The thread that keeps the kernel right: on new leases, on changes of pods, on kernel events that may concern us,
-//! and every ten seconds regardless.
+//! What keeps the kernel right in a network of leases: one pass over everything, which [`crate::drive`] has done on new
+//! leases and whatever else is an occasion.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
-use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
 
 use model::lease::Lease;
 use model::wiring::ROUTE_PROTOCOL;
@@ -15,27 +11,14 @@ use netlink::nft::{Monitor, Nft, Repair, Table};
 use netlink::{Event, Events, Group, Netlink};
 use tokio::sync::watch;
 
+use crate::drive::{self, Drive, Watched, Work};
 use crate::error::Error;
 use crate::flannel::NetworkConfig;
-use crate::leaks::Leaks;
+use crate::own_pods::OwnPods;
 use crate::plan::{self, plan};
-use crate::pods::wiring::{host_ifname, pod_mac};
-use crate::pods::{Assigned, PodNetwork};
+use crate::pods::PodNetwork;
 use crate::reconcile::{Devices, Mirror, Outcome, PodRoute, ensure_device, repair};
-use crate::strangers::Strangers;
 use crate::{fast_path, guard, host_ports, masquerade, subnet_env, underlay};
-
-/// Everything is compared at least this often.
-const AUDIT: Duration = Duration::from_secs(10);
-
-/// Sooner where something failed.
-const RETRY: Duration = Duration::from_secs(1);
-
-/// Events come in bursts: wait for the rest of one.
-const BURST: Duration = Duration::from_millis(30);
-
-/// How often the listeners look whether they shall end.
-const LISTEN: Duration = Duration::from_millis(500);
 
 /// The network as leases tell it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,17 +56,9 @@ pub(crate) struct Settings {
     pub(crate) fast_path: fast_path::State,
 }
 
-enum Order {
-    Network(Box<Network>),
-    Look,
-    End,
-}
-
-/// The handle; the thread ends when it is dropped.
+/// The handle; the threads end when it is dropped.
 pub(crate) struct Engine {
-    orders: Sender<Order>,
-    stop: Arc<AtomicBool>,
-    threads: Vec<JoinHandle<()>>,
+    drive: Drive<Network>,
     pub(crate) reports: watch::Receiver<Report>,
 }
 
@@ -104,18 +79,17 @@ impl Engine {
             Group::RoutesV6,
         ];
         let events = Events::open(&groups)?;
-        let (orders, received) = mpsc::channel();
         let (reported, reports) = watch::channel(Report::default());
-        let stop = Arc::new(AtomicBool::new(false));
-        let changed = orders.clone();
-        pods.listen(move || drop(changed.send(Order::Look)));
+        let watched = Watched {
+            events,
+            concerns: concerns_us,
+            tables: monitor,
+        };
         let worker = Worker {
             fast_path: fast_path::Keeper::new(settings.pin_dir.clone(), settings.fast_path.clone()),
             host_ports: host_ports::Keeper::default(),
-            leaks: Leaks::default(),
-            strangers: Strangers::default(),
+            pods: OwnPods::new(pods.clone()),
             settings,
-            pods,
             kernel,
             nft,
             network: None,
@@ -123,69 +97,14 @@ impl Engine {
             reported,
             last: Outcome::default(),
         };
-        let threads = vec![
-            spawn("overlay", move || worker.run(&received))?,
-            spawn(
-                "overlay-events",
-                listener(events, orders.clone(), Arc::clone(&stop)),
-            )?,
-            spawn(
-                "overlay-nft",
-                nft_listener(monitor, orders.clone(), Arc::clone(&stop)),
-            )?,
-        ];
-        Ok(Self {
-            orders,
-            stop,
-            threads,
-            reports,
-        })
+        let names = ["overlay", "overlay-events", "overlay-nft"];
+        let drive = Drive::start(names, worker, watched, &pods)?;
+        Ok(Self { drive, reports })
     }
 
     /// The network is this now.
     pub(crate) fn apply(&self, network: Network) -> Result<(), Error> {
-        self.orders
-            .send(Order::Network(Box::new(network)))
-            .map_err(|_| Error::EngineEnded)
-    }
-}
-
-impl Drop for Engine {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        let _ = self.orders.send(Order::End); // it ended already
-        for thread in self.threads.drain(..) {
-            let _ = thread.join(); // its panic was told when it happened
-        }
-    }
-}
-
-fn spawn(name: &'static str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, Error> {
-    let spawned = thread::Builder::new().name(name.to_owned()).spawn(work);
-    spawned.map_err(|source| Error::StartThread { name, source })
-}
-
-/// Reads kernel events and asks for a look at each that may concern us. Our own writes come back as events too: the
-/// look that they cause finds nothing to do.
-fn listener(mut events: Events, orders: Sender<Order>, stop: Arc<AtomicBool>) -> impl FnOnce() {
-    move || {
-        while !stop.load(Ordering::Relaxed) {
-            let concerns = match events.next(LISTEN) {
-                Ok(Some(event)) => concerns_us(&event),
-                Ok(None) => false,
-                Err(error) => {
-                    tracing::warn!(
-                        error = with_causes(&error),
-                        "kernel events cannot be read, audits go on"
-                    );
-                    thread::sleep(LISTEN);
-                    true
-                }
-            };
-            if concerns && orders.send(Order::Look).is_err() {
-                return;
-            }
-        }
+        self.drive.tell(network)
     }
 }
 
@@ -200,84 +119,30 @@ fn concerns_us(event: &Event) -> bool {
         Event::Route(route) | Event::RouteGone(route) => {
             route.protocol == ROUTE_PROTOCOL || route.table == netlink::route::TABLE_MAIN
         }
-    }
-}
-
-fn nft_listener(mut monitor: Monitor, orders: Sender<Order>, stop: Arc<AtomicBool>) -> impl FnOnce() {
-    move || {
-        while !stop.load(Ordering::Relaxed) {
-            match monitor.wait(LISTEN) {
-                Ok(false) => {}
-                Ok(true) => {
-                    if orders.send(Order::Look).is_err() {
-                        return;
-                    }
-                }
-                Err(error) => {
-                    tracing::warn!(
-                        error = with_causes(&error),
-                        "nftables events cannot be read, audits go on"
-                    );
-                    thread::sleep(LISTEN);
-                }
-            }
-        }
+        Event::Rule(_) | Event::RuleGone(_) => false,
     }
 }
 
 struct Worker {
     settings: Settings,
-    pods: PodNetwork,
+    pods: OwnPods,
     kernel: Netlink,
     nft: Nft,
     fast_path: fast_path::Keeper,
     host_ports: host_ports::Keeper,
-    leaks: Leaks,
-    strangers: Strangers,
     network: Option<Network>,
     plan: Option<Arc<plan::Plan>>,
     reported: watch::Sender<Report>,
     last: Outcome,
 }
 
-impl Worker {
-    fn run(mut self, orders: &Receiver<Order>) {
-        let mut next = Instant::now() + AUDIT;
-        loop {
-            match orders.recv_timeout(next.saturating_duration_since(Instant::now())) {
-                Ok(Order::End) | Err(RecvTimeoutError::Disconnected) => return,
-                Ok(order) => {
-                    self.take(order);
-                    if !self.take_burst(orders) {
-                        return;
-                    }
-                }
-                Err(RecvTimeoutError::Timeout) => {}
-            }
-            let good = self.pass();
-            next = Instant::now() + if good { AUDIT } else { RETRY };
-        }
+impl Work for Worker {
+    type News = Network;
+
+    fn take(&mut self, network: Network) {
+        self.network = Some(network);
     }
 
-    fn take(&mut self, order: Order) {
-        if let Order::Network(network) = order {
-            self.network = Some(*network);
-        }
-    }
-
-    /// Takes what else came; false at the end.
-    fn take_burst(&mut self, orders: &Receiver<Order>) -> bool {
-        let until = Instant::now() + BURST;
-        loop {
-            match orders.recv_timeout(until.saturating_duration_since(Instant::now())) {
-                Ok(Order::End) => return false,
-                Ok(order) => self.take(order),
-                Err(_) => return true,
-            }
-        }
-    }
-
-    /// One comparison of everything, and its report. Whether all is well.
     fn pass(&mut self) -> bool {
         let Some(network) = self.network.clone() else {
             return true;
@@ -287,7 +152,7 @@ impl Worker {
             outcome.problems.push(with_causes(&error));
             None
         });
-        self.log(&outcome);
+        drive::log(&outcome, &self.last);
         let good = outcome.problems.is_empty();
         self.reported.send_if_modified(|report| {
             let next = Report {
@@ -303,19 +168,9 @@ impl Worker {
         self.last = outcome;
         good
     }
+}
 
-    fn log(&self, outcome: &Outcome) {
-        if outcome.writes > 0 {
-            tracing::info!(writes = outcome.writes, "pod network written");
-        }
-        let told =
-            |problem: &&String| self.last.problems.contains(problem) || self.last.notes.contains(problem);
-        let problems = outcome.problems.iter().chain(&outcome.notes);
-        for problem in problems.filter(|problem| !told(problem)) {
-            tracing::warn!(%problem, "pod network has a problem");
-        }
-    }
-
+impl Worker {
     fn reconcile(&mut self, network: &Network, outcome: &mut Outcome) -> Result<Option<Mtu>, Error> {
         let settings = &self.settings;
         let wish = underlay::Wish {
@@ -332,9 +187,8 @@ impl Worker {
         outcome.problems.extend(rejected);
         let tunnels = self.tunnels(&plan, found.index, outcome);
         let mirror = Mirror::read(&mut self.kernel, &tunnels)?;
-        self.release_leaked(&mirror, outcome);
-        let assigned = self.pods.list();
-        let pods = self.pod_routes(&mirror, &assigned, outcome);
+        let assigned = self.pods.list(&mirror, outcome);
+        let pods = self.pods.routes(&mirror, &assigned, outcome);
         let devices = Devices {
             tunnels,
             underlay: found.index,
@@ -380,33 +234,6 @@ impl Worker {
         Ok(usable.then_some(mtu))
     }
 
-    fn release_leaked(&mut self, mirror: &Mirror, outcome: &mut Outcome) {
-        let is_there = |netns: &str| Path::new(netns).exists();
-        let leaked = self
-            .leaks
-            .found(&self.pods.list(), &mirror.links, is_there, Instant::now());
-        for key in leaked {
-            match self.pods.remove(&key) {
-                Ok(_) => tracing::info!(
-                    container = key.container_id,
-                    "pod went without a DEL, its address is free again"
-                ),
-                Err(error) => outcome.problems.push(with_causes(&error)),
-            }
-        }
-    }
-
-    /// How this node reaches its pods: those that the log has, and those that it lost.
-    fn pod_routes(&mut self, mirror: &Mirror, assigned: &[Assigned], outcome: &mut Outcome) -> Vec<PodRoute> {
-        let now = Instant::now();
-        self.strangers.look(mirror, assigned, now);
-        let strangers = self.strangers.routes();
-        self.pods.hold(strangers.map(|route| route.address).collect());
-        outcome.notes.extend(self.strangers.notes(now));
-        let strangers = self.strangers.routes().cloned();
-        strangers.chain(routes_of(assigned)).collect()
-    }
-
     /// The indices of the tunnel devices, which are there afterwards unless something stands in the way.
     fn tunnels(&mut self, plan: &plan::Plan, underlay: u32, outcome: &mut Outcome) -> ByFamily<u32> {
         let mut tunnels = Vec::new();
@@ -431,19 +258,15 @@ impl Worker {
         if !speaks(family) {
             return;
         }
-        let kept = if self.settings.anti_spoofing {
-            guard::plan(family, plan.halves.get(family), pods, known)
-                .keep(&mut self.nft)
-                .map(|written| written.changes)
-        } else {
-            self.nft.remove(&guard::table(family)).map(usize::from)
-        };
-        match kept {
-            Ok(writes) => outcome.writes += writes,
-            Err(error) => outcome
-                .problems
-                .push(format!("anti-spoofing: {}", with_causes(&error))),
-        }
+        let known = self.settings.anti_spoofing.then_some(known);
+        guard::keep(
+            &mut self.nft,
+            family,
+            plan.halves.get(family),
+            pods,
+            known,
+            outcome,
+        );
     }
 
     fn masquerade(&mut self, network: &Network, outcome: &mut Outcome) {
@@ -489,18 +312,4 @@ pub(crate) fn tables(family: IpFamily) -> [Table; 3] {
 /// Whether the kernel speaks a version of IP: without IPv6 it has no tables for it either.
 pub(crate) fn speaks(family: IpFamily) -> bool {
     family == IpFamily::V4 || Path::new("/proc/sys/net/ipv6").exists()
-}
-
-pub(crate) fn routes_of(pods: &[Assigned]) -> impl Iterator<Item = PodRoute> {
-    let routes = |assigned: &Assigned| {
-        let (host_ifname, pod_mac) = (host_ifname(&assigned.key), pod_mac(assigned));
-        assigned.addresses().map(|_, address| PodRoute {
-            address: *address,
-            host_ifname: host_ifname.clone(),
-            pod_mac,
-            is_limited: assigned.bandwidth.ingress.is_some(),
-        })
-    };
-    let each = pods.iter().map(routes);
-    each.flat_map(|routes| [routes.v4, routes.v6]).flatten()
 }

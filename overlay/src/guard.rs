@@ -1,6 +1,7 @@
 //! Nobody sends in another's name: a table of our own in nftables for each version of IP.
 //!
-//! Packet walk, of what a pod sends (its device's name begins with `cw`):
+//! Packet walk, of what a pod sends (its device's name begins with `cw`, or with `eni` where such pods of ours are left of
+//! a time when the node had addresses of a VPC):
 //! - before anything else: its source must be what the node's routes lead to by this very device (which are its own
 //!   addresses, and for IPv6 link-local ones, which no router passes on), and the frame's source the pod's MAC address.
 //!   The route comes with the pod (`cni_plugin::wire`), so there is no moment in between; the MAC addresses come with
@@ -19,17 +20,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
-use model::IpFamily;
-use model::wiring::HOST_IFNAME_PREFIX;
+use model::wiring::{ENI_IFNAME_PREFIX, HOST_IFNAME_PREFIX};
+use model::{IpFamily, with_causes};
 use netlink::nft::object::ChainKind;
 use netlink::nft::rule::{Comparison, Expression, Interface, KeyField, PacketHeader, Register};
 use netlink::nft::{
-    BaseChain, Chain, Contents, Element, ElementData, Hook, Layout, Rule, Set, SetKind, Table,
+    BaseChain, Chain, Contents, Element, ElementData, Hook, Layout, Nft, Rule, Set, SetKind, Table,
 };
 
 use crate::owned_table::{OwnedTable, nft_family, octets};
 use crate::plan::{Half, Remote};
-use crate::reconcile::PodRoute;
+use crate::reconcile::{Outcome, PodRoute};
 
 /// The tables that are ours.
 const TABLE: &str = "causeway-guard";
@@ -77,11 +78,47 @@ pub(crate) fn plan(family: IpFamily, half: Option<&Half>, pods: &[PodRoute], kno
         (POD_MACS, pods.iter().map(|pod| element(mac_key(pod))).collect()),
         (SITES, half.map(sites).unwrap_or_default()),
     ]);
-    let table = OwnedTable::new(layout(family, half, known.rules), elements);
+    let table = OwnedTable::new(layout(family, half, prefixes_of(pods), known.rules), elements);
     if known.leases { table } else { table.growing(SITES) }
 }
 
-fn layout(family: IpFamily, half: Option<&Half>, untracked: bool) -> Layout {
+/// What the names of pods' devices begin with. Another network plugin calls its devices `eni…` too: unless a pod of ours
+/// is called so, they are none of our business.
+fn prefixes_of(pods: &[PodRoute]) -> &'static [&'static str] {
+    let has_eni = pods
+        .iter()
+        .any(|pod| pod.host_ifname.starts_with(ENI_IFNAME_PREFIX));
+    if has_eni {
+        &[HOST_IFNAME_PREFIX, ENI_IFNAME_PREFIX]
+    } else {
+        &[HOST_IFNAME_PREFIX]
+    }
+}
+
+/// Makes the kernel's table of a version of IP what it shall be; where nothing is `known`, nobody wants one.
+pub(crate) fn keep(
+    nft: &mut Nft,
+    family: IpFamily,
+    half: Option<&Half>,
+    pods: &[PodRoute],
+    known: Option<Known>,
+    outcome: &mut Outcome,
+) {
+    let kept = match known {
+        Some(known) => plan(family, half, pods, known)
+            .keep(nft)
+            .map(|written| written.changes),
+        None => nft.remove(&table(family)).map(usize::from),
+    };
+    match kept {
+        Ok(writes) => outcome.writes += writes,
+        Err(error) => outcome
+            .problems
+            .push(format!("anti-spoofing: {}", with_causes(&error))),
+    }
+}
+
+fn layout(family: IpFamily, half: Option<&Half>, prefixes: &[&str], untracked: bool) -> Layout {
     use netlink::nft::DataType::{EtherAddr, InterfaceName};
     let address = nft_family(family).address();
     let mut layout = Layout::new(table(family));
@@ -93,7 +130,10 @@ fn layout(family: IpFamily, half: Option<&Half>, untracked: bool) -> Layout {
     let base = |hook| BaseChain::new(ChainKind::Filter, hook, 0);
     let device = half.and_then(|half| half.device.as_ref());
     let port = device.map(|device| device.port);
-    let mut prerouting = from_pods(family);
+    let mut prerouting: Vec<Rule> = prefixes
+        .iter()
+        .flat_map(|prefix| from_pods(family, prefix))
+        .collect();
     let mut output = Vec::new();
     if let Some(device) = device.filter(|_| untracked) {
         let wrapped = Rule::new("tunnelled packets are not tracked")
@@ -104,17 +144,18 @@ fn layout(family: IpFamily, half: Option<&Half>, untracked: bool) -> Layout {
     }
     layout.add_chain(Chain::base("prerouting", BaseChain::PREROUTING_RAW), prerouting);
     layout.add_chain(Chain::base("output", BaseChain::OUTPUT_RAW), output);
-    let to_tunnel = |comment: &str| {
-        let rule = |port| {
-            of_pods(comment)
+    let to_tunnel = |comment: &str| -> Vec<Rule> {
+        let rule = |prefix: &&str, port| {
+            of_pods(prefix, comment)
                 .protocol(UDP)
                 .destination_port(port)
                 .count()
                 .drop()
         };
-        port.map(rule)
+        let to_port = |port| prefixes.iter().map(move |prefix| rule(prefix, port));
+        port.into_iter().flat_map(to_port).collect()
     };
-    let mut input: Vec<Rule> = to_tunnel("pods do not reach the tunnel").into_iter().collect();
+    let mut input = to_tunnel("pods do not reach the tunnel");
     if let Some(device) = device {
         let [_, vni @ ..] = device.vni.0.to_be_bytes();
         let rule = Rule::new("the tunnel")
@@ -136,18 +177,18 @@ fn layout(family: IpFamily, half: Option<&Half>, untracked: bool) -> Layout {
     layout
 }
 
-fn of_pods(comment: &str) -> Rule {
-    Rule::new(comment).in_interface(Interface::Prefixed(HOST_IFNAME_PREFIX))
+fn of_pods(prefix: &str, comment: &str) -> Rule {
+    Rule::new(comment).in_interface(Interface::Prefixed(prefix))
 }
 
-fn from_pods(family: IpFamily) -> Vec<Rule> {
+fn from_pods(family: IpFamily, prefix: &str) -> Vec<Rule> {
     let device = Register::FIRST;
     let mut rules = vec![
-        of_pods("a pod's source is its own address")
+        of_pods(prefix, "a pod's source is its own address")
             .no_route_back()
             .count()
             .drop(),
-        of_pods("a pod's frames are from its own MAC address")
+        of_pods(prefix, "a pod's frames are from its own MAC address")
             .load(KeyField::InInterface, device)
             .found_in(POD_DEVICES, device)
             .load_all(&[KeyField::InInterface, KeyField::SourceMac], device)
@@ -157,7 +198,7 @@ fn from_pods(family: IpFamily) -> Vec<Rule> {
     ];
     if family == IpFamily::V6 {
         rules.extend(ROUTERS_SAY.map(|(what, kind)| {
-            of_pods(&format!("a pod is no router: {what}"))
+            of_pods(prefix, &format!("a pod is no router: {what}"))
                 .protocol(ICMPV6)
                 .with(tunnelled(0, 1, Register::FIRST))
                 .with(Expression::Compare(
@@ -253,4 +294,36 @@ fn sites(half: &Half) -> BTreeSet<Element> {
         )
     };
     kept.into_iter().map(range).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use model::MacAddr;
+
+    use super::*;
+
+    #[test]
+    fn devices_that_another_plugin_calls_as_pods_of_a_vpc_are_let_alone_unless_pods_of_ours_are_called_so() {
+        let rows: [(&[&str], &[&str]); 4] = [
+            (&[], &["cw"]),
+            (&["cw0123456789ab"], &["cw"]),
+            (&["eni0d7763386da"], &["cw", "eni"]),
+            (&["cw0123456789ab", "eni0d7763386da"], &["cw", "eni"]),
+        ];
+        for (devices, expected) in rows {
+            let pod = |device: &&str| PodRoute {
+                address: [10, 0, 0, 1].into(),
+                host_ifname: (*device).to_owned(),
+                pod_mac: MacAddr([2, 0, 0, 0, 0, 1]),
+                is_limited: false,
+            };
+            let pods: Vec<PodRoute> = devices.iter().map(pod).collect();
+            assert_eq!(prefixes_of(&pods), expected, "{devices:?}");
+        }
+        for family in [IpFamily::V4, IpFamily::V6] {
+            let rules = from_pods(family, "eni");
+            let of_device = |rule: &Rule| format!("{rule:?}").contains(&format!("{:?}", b"eni"));
+            assert!(rules.iter().all(of_device), "{rules:?}");
+        }
+    }
 }

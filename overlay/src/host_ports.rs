@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipnetwork::IpNetwork;
-use model::wiring::{HOST_IFNAME_PREFIX, PortMapping};
+use model::wiring::{ENI_IFNAME_PREFIX, HOST_IFNAME_PREFIX, PortMapping};
 use model::{IpFamily, Protocol, with_causes};
 use netlink::conntrack::{Conntrack, Flow};
 use netlink::nft::DataType::{InetProto, InetService};
@@ -234,7 +234,7 @@ fn is_led_to(pod: &Assigned, ports: &HostPorts) -> bool {
 
 /// Whether the node's 127.0.0.1 may reach the pod. A device that is not there yet brings us back by its event.
 fn set_loopback(pod: &Assigned, value: &str, outcome: &mut Outcome) {
-    let setting = format!("net/ipv4/conf/{}/route_localnet", host_ifname(&pod.key));
+    let setting = format!("net/ipv4/conf/{}/route_localnet", host_ifname(pod));
     match sysctl::ensure(&setting, value) {
         Ok(written) => outcome.writes += usize::from(written),
         Err(error) if error.is_absent() => {}
@@ -293,12 +293,14 @@ fn layout(family: IpFamily) -> Layout {
                 .source(loopback)
                 .masquerade(),
         );
-        let closed = Rule::new("pods do not reach the node's loopback addresses")
-            .in_interface(Interface::Prefixed(HOST_IFNAME_PREFIX))
-            .destination(loopback)
-            .count()
-            .drop();
-        layout.add_chain(Chain::base("loopback", BaseChain::PREROUTING_RAW), [closed]);
+        let closed = [HOST_IFNAME_PREFIX, ENI_IFNAME_PREFIX].map(|prefix| {
+            Rule::new("pods do not reach the node's loopback addresses")
+                .in_interface(Interface::Prefixed(prefix))
+                .destination(loopback)
+                .count()
+                .drop()
+        });
+        layout.add_chain(Chain::base("loopback", BaseChain::PREROUTING_RAW), closed);
     }
     let base = BaseChain::new(ChainKind::Nat, Hook::Postrouting, SOURCE_NAT);
     layout.add_chain(Chain::base("postrouting", base), source);

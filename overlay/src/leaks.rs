@@ -29,7 +29,7 @@ impl Leaks {
     ) -> Vec<AttachmentKey> {
         let gone: BTreeSet<&AttachmentKey> = pods
             .iter()
-            .filter(|pod| !links.contains_key(&host_ifname(&pod.key)) && !there(&pod.netns))
+            .filter(|pod| !links.contains_key(&host_ifname(pod)) && !there(&pod.netns))
             .map(|pod| &pod.key)
             .collect();
         self.since.retain(|key, _| gone.contains(key));
@@ -65,7 +65,7 @@ mod tests {
         let pods = ["lives", "device", "namespace", "gone"].map(pod);
         let mut kernel = FakeKernel::new();
         for container in ["lives", "device"] {
-            kernel.plug(&host_ifname(&key(container)), [2, 0, 0, 0, 0, 1], 1450);
+            kernel.plug(&host_ifname(&pod(container)), [2, 0, 0, 0, 0, 1], 1450);
         }
         let links = kernel
             .links()

@@ -18,7 +18,7 @@ use crate::owned_table::nft_family;
 const TABLE: &str = "causeway-masq";
 
 /// The mark by which kube-proxy, and whoever takes its place, asks for translation (its `--iptables-masquerade-bit`).
-const SERVICE_MARK: u32 = 0x4000;
+pub(crate) const SERVICE_MARK: u32 = 0x4000;
 
 /// The table of a version of IP.
 pub(crate) fn table(family: IpFamily) -> Table {

@@ -28,12 +28,15 @@ const MAIN_TABLE: u32 = netlink::route::TABLE_MAIN;
 
 /// How this node reaches an address of one of its own pods.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct PodRoute {
-    pub(crate) address: IpAddr,
-    pub(crate) host_ifname: String,
-    pub(crate) pod_mac: MacAddr,
+pub struct PodRoute {
+    /// The pod's address.
+    pub address: IpAddr,
+    /// Its device on the node's side.
+    pub host_ifname: String,
+    /// The MAC address of its own device.
+    pub pod_mac: MacAddr,
     /// What comes to it has to pass by its device's queue: there is a limit, or nobody knows whether there is.
-    pub(crate) is_limited: bool,
+    pub is_limited: bool,
 }
 
 /// What a pass did and what it could not do.
@@ -48,14 +51,14 @@ pub(crate) struct Outcome {
 }
 
 impl Outcome {
-    fn note(&mut self, result: Result<()>) {
+    pub(crate) fn note(&mut self, result: Result<()>) {
         match result {
             Ok(()) => self.writes += 1,
             Err(error) => self.problem(&error),
         }
     }
 
-    fn problem(&mut self, problem: &dyn fmt::Display) {
+    pub(crate) fn problem(&mut self, problem: &dyn fmt::Display) {
         self.problems.push(problem.to_string());
     }
 }
@@ -250,8 +253,34 @@ pub(crate) fn repair(
     pods: &[PodRoute],
     may_delete: impl Fn(IpFamily) -> bool,
 ) -> Outcome {
-    let mut outcome = Outcome::default();
     let wanted = objects(plan, devices, pods, &mirror.links);
+    repair_objects(kernel, mirror, &wanted, devices, may_delete)
+}
+
+/// The same of this node's pods alone, where nothing else in the main table is ours.
+pub(crate) fn repair_pods(
+    kernel: &mut impl Kernel,
+    mirror: &Mirror,
+    pods: &[PodRoute],
+    may_delete: bool,
+) -> Outcome {
+    let devices = Devices {
+        tunnels: ByFamily::default(),
+        underlay: 0,
+    };
+    let mut wanted = Objects::default();
+    wanted.add_pods(pods, &mirror.links);
+    repair_objects(kernel, mirror, &wanted, devices, |_| may_delete)
+}
+
+fn repair_objects(
+    kernel: &mut impl Kernel,
+    mirror: &Mirror,
+    wanted: &Objects,
+    devices: Devices,
+    may_delete: impl Fn(IpFamily) -> bool,
+) -> Outcome {
+    let mut outcome = Outcome::default();
     for neighbour in wanted.neighbours.difference(&mirror.neighbours) {
         outcome.note(kernel.replace_neighbour(neighbour));
     }
@@ -261,7 +290,7 @@ pub(crate) fn repair(
     for route in wanted.routes.values() {
         repair_route(kernel, route, &mirror.routes, devices, &mut outcome);
     }
-    remove_stale(kernel, mirror, &wanted, devices, may_delete, &mut outcome);
+    remove_stale(kernel, mirror, wanted, devices, may_delete, &mut outcome);
     outcome
 }
 
@@ -351,12 +380,7 @@ fn objects(plan: &Plan, devices: Devices, pods: &[PodRoute], links: &BTreeMap<St
             objects.add_remote(*subnet, remote, devices, family);
         }
     }
-    for pod in pods {
-        // A device that is not there yet, or no more, has no route: its kernel event brings us back.
-        if let Some(link) = links.get(&pod.host_ifname) {
-            objects.add_pod(pod, link.index);
-        }
-    }
+    objects.add_pods(pods, links);
     objects
 }
 
@@ -383,6 +407,15 @@ impl Objects {
                 self.routes.insert(subnet, route);
             }
             (Remote::Tunnel { .. }, None) => {} // the device could not be made, which is told elsewhere
+        }
+    }
+
+    fn add_pods(&mut self, pods: &[PodRoute], links: &BTreeMap<String, Link>) {
+        for pod in pods {
+            // A device that is not there yet, or no more, has no route: its kernel event brings us back.
+            if let Some(link) = links.get(&pod.host_ifname) {
+                self.add_pod(pod, link.index);
+            }
         }
     }
 

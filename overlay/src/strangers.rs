@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use model::wiring::HOST_IFNAME_PREFIX;
+use model::wiring::is_host_ifname;
 
 use crate::pods::Assigned;
 use crate::pods::wiring::host_ifname;
@@ -30,12 +30,12 @@ struct Stranger {
 impl Strangers {
     /// Looks for them. The pods must be listed after the mirror was read.
     pub(crate) fn look(&mut self, mirror: &Mirror, pods: &[Assigned], now: Instant) {
-        let known: BTreeSet<String> = pods.iter().map(|pod| host_ifname(&pod.key)).collect();
+        let known: BTreeSet<String> = pods.iter().map(host_ifname).collect();
         let has_record = |device: &str| known.contains(device);
         self.by_device
             .retain(|device, _| mirror.links.contains_key(device) && !has_record(device));
         for (device, link) in &mirror.links {
-            if !device.starts_with(HOST_IFNAME_PREFIX) || has_record(device) {
+            if !is_host_ifname(device) || has_record(device) {
                 continue;
             }
             for route in mirror.pod_routes(link) {

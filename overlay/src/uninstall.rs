@@ -24,7 +24,7 @@ use crate::pods::wiring::host_ifname;
 use crate::pods::{self, Assigned, PodNetwork};
 use crate::reconcile::{Mirror, remove_all};
 use crate::strangers::Strangers;
-use crate::subnet_env;
+use crate::{subnet_env, vpc};
 
 /// Where the overlay's traces are.
 #[derive(Clone, Debug)]
@@ -160,7 +160,7 @@ pub fn live_pods(pods: Option<&PodNetwork>) -> Result<LivePods, Error> {
     let mirror = Mirror::read(&mut Netlink::open()?, &ByFamily::default())?;
     let mut recorded = recorded(pods);
     let devices = without_record(&mirror, &recorded);
-    recorded.retain(|pod| mirror.links.contains_key(&host_ifname(&pod.key)));
+    recorded.retain(|pod| mirror.links.contains_key(&host_ifname(pod)));
     Ok(LivePods { recorded, devices })
 }
 
@@ -205,6 +205,9 @@ fn remove_entries(remembered: &Remembered, recorded: &[Assigned], removal: &mut 
         removal.left.extend(pods.map(|device| {
             format!("device {device}: of a pod whose record is lost; it has no route any more")
         }));
+        let ways = vpc::remove_all(&mut kernel, &mirror)?;
+        removal.failed.extend(ways.problems);
+        removal.add("rules and routes of interfaces", Ok::<_, Error>(ways.writes));
         let outcome = remove_all(&mut kernel, &mirror, tunnels);
         removal.failed.extend(outcome.problems);
         for tunnel in tunnels.values() {
@@ -239,7 +242,7 @@ fn tunnels(kernel: &mut impl Kernel, network: Option<&NetworkConfig>) -> Result<
 /// Whether each was there.
 fn remove_tables() -> Vec<Result<bool, Error>> {
     let families = IpFamily::ALL.into_iter().filter(|family| engine::speaks(*family));
-    let tables = families.flat_map(engine::tables);
+    let tables = families.flat_map(engine::tables).chain([vpc::table()]);
     match Nft::open() {
         Ok(mut nft) => tables.map(|table| Ok(nft.remove(&table)?)).collect(),
         Err(error) => vec![Err(error.into())],

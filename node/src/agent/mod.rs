@@ -30,6 +30,7 @@ mod socket;
 mod supervisor;
 mod sysctls;
 mod thread;
+mod vpc_eni;
 
 use std::fs::File;
 use std::path::Path;
@@ -74,10 +75,10 @@ pub async fn run(loaded: Loaded, shutdown: CancellationToken) -> anyhow::Result<
     let (fast_path, ways) = watch::channel(State::default());
     let (network, networks) = watch::channel(None);
     let pods = config
-        .network
-        .as_ref()
-        .map(|_| Pods::in_directory(config.state_dir.clone()));
+        .gives_addresses()
+        .then(|| Pods::in_directory(config.state_dir.clone()));
     let (ready, readiness) = watch::channel(false);
+    let (vpc_told, vpc_status) = vpc_eni::channel(&config);
     let (answered, dns_answers) = watch::channel(dns_feed::was_answered(&config.state_dir));
     let told = Told {
         tunnel,
@@ -117,12 +118,13 @@ pub async fn run(loaded: Loaded, shutdown: CancellationToken) -> anyhow::Result<
         first_sync: FirstSync {
             snapshots: snapshot.clone(),
             proxy: proxy.as_ref().map(|proxy| proxy.served.subscribe()),
-            pods: config.network.as_ref().map(|_| readiness.clone()),
+            pods: config.gives_addresses().then(|| readiness.clone()),
         },
         proxy,
         pods,
         network: networks,
         fast_path: ways,
+        vpc_eni: vpc_status,
         pin_dir: config.proxy.pin_dir.clone(),
         feed_readers: Arc::default(),
         dns_answers: config.dns.address.map(|_| dns_answers.clone()),
@@ -141,6 +143,7 @@ pub async fn run(loaded: Loaded, shutdown: CancellationToken) -> anyhow::Result<
     start_sysctls(&mut supervisor, &sources);
     start_policies(&mut supervisor, &config, events.clone(), &sources);
     start_startup_taint(&mut supervisor, &config, &sources);
+    start_vpc_eni(&mut supervisor, &config, told.ready.clone(), vpc_told, &sources);
     start_network(&mut supervisor, &config, told, readiness, &sources);
     start_proxy(&mut supervisor, events, dns_answers, &sources);
     start_dns(&mut supervisor, &config, answered, &sources);
@@ -304,7 +307,9 @@ fn start_network(
 ) {
     let (Some(network), Some(pods)) = (&config.network, sources.pods.clone()) else {
         remove_fast_path(config);
-        remove_cni(config);
+        if config.vpc_eni.is_none() {
+            remove_cni(config);
+        }
         return;
     };
     let (announced, announcement) = watch::channel(None);
@@ -336,6 +341,48 @@ fn start_network(
     supervisor.start("overlay", move |part, shutdown| {
         let (settings, pods) = (settings.clone(), overlay_pods.clone());
         pod_network::run(settings, pods, told.clone(), part, shutdown)
+    });
+    start_cni(supervisor, config, pods, sources);
+}
+
+/// Pods with addresses of an AWS VPC: who has EC2 asked for them, and who has the kernel lead to them.
+fn start_vpc_eni(
+    supervisor: &mut Supervisor,
+    config: &Config,
+    ready: watch::Sender<bool>,
+    told: Option<vpc_eni::Told>,
+    sources: &Sources,
+) {
+    let (Some(section), Some(pods), Some(told)) = (&config.vpc_eni, sources.pods.clone(), told) else {
+        return;
+    };
+    let manager = vpc_eni::Manager {
+        section: section.clone(),
+        state_dir: config.state_dir.clone(),
+        pods: pods.clone(),
+        told: told.clone(),
+    };
+    supervisor.start("vpc-addresses", move |part, shutdown| {
+        manager.clone().run(part, shutdown)
+    });
+    let (anti_spoofing, network_pods) = (section.anti_spoofing, pods.clone());
+    supervisor.start("vpc-ways", move |part, shutdown| {
+        vpc_eni::keep_ways(
+            anti_spoofing,
+            network_pods.clone(),
+            told.ways.subscribe(),
+            ready.clone(),
+            part,
+            shutdown,
+        )
+    });
+    let (section, told_pods, status) = (section.clone(), pods.clone(), sources.vpc_eni.clone());
+    supervisor.start("vpc-introspection", move |part, shutdown| {
+        let (section, pods, status) = (section.clone(), told_pods.clone(), status.clone());
+        async move {
+            let status = status.context("invariant: it is there where the section is")?;
+            vpc_eni::serve_introspection(section, status, pods, part, shutdown).await
+        }
     });
     start_cni(supervisor, config, pods, sources);
 }

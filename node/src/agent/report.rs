@@ -74,6 +74,8 @@ pub struct Sources {
     pub network: Receiver<Option<Arc<Plan>>>,
     /// How packets between pods pass through this node.
     pub fast_path: Receiver<fast_path::State>,
+    /// How the addresses of a VPC stand; absent where pods have others.
+    pub vpc_eni: Option<Receiver<vpc_eni::ipam::Status>>,
     /// Where the fast path's counters are pinned.
     pub pin_dir: PathBuf,
     /// Readers of the DNS feed.
@@ -239,6 +241,7 @@ impl Sources {
         let mut page = Page::default();
         self.proxy_metrics(&mut page);
         self.fast_path_metrics(&mut page);
+        self.vpc_metrics(&mut page);
         self.watch_metrics(&mut page);
         self.telemetry_metrics(&mut page);
         self.part_metrics(&mut page);
@@ -423,6 +426,72 @@ impl Sources {
             "causeway_snapshots_total",
             "Snapshots of the cluster that were published to the other parts.",
             [(String::new(), self.watches.publications())],
+        );
+    }
+
+    /// amazon-vpc-cni-k8s's names (utils/prometheusmetrics there), as far as they mean something here.
+    fn vpc_metrics(&self, page: &mut Page) {
+        let Some(status) = &self.vpc_eni else {
+            return;
+        };
+        let status = status.borrow().clone();
+        let gauges = [
+            (
+                "awscni_eni_allocated",
+                "Network interfaces that are attached.",
+                status.attached,
+            ),
+            (
+                "awscni_eni_max",
+                "Network interfaces that can be attached.",
+                status.most_interfaces,
+            ),
+            (
+                "awscni_ip_max",
+                "Addresses that pods can have at the most.",
+                status.most_addresses,
+            ),
+            (
+                "awscni_total_ip_addresses",
+                "Addresses that pods can have now.",
+                status.total,
+            ),
+            (
+                "awscni_assigned_ip_addresses",
+                "Addresses that pods have.",
+                status.assigned,
+            ),
+        ];
+        for (name, help, value) in gauges {
+            page.gauges(name, help, [(String::new(), f64::from(value))]);
+        }
+        page.gauges(
+            "causeway_vpc_problems",
+            "What does not work with the addresses of the VPC, by its subject.",
+            status
+                .problems
+                .iter()
+                .map(|(subject, _)| (labels(&[("subject", subject)]), 1.0)),
+        );
+        let calls: Vec<_> = status
+            .calls
+            .iter()
+            .map(|(action, calls)| (action.to_string(), *calls))
+            .collect();
+        let of_action = |action: &str| labels(&[("fn", action)]);
+        page.counters(
+            "awscni_ec2api_req_count",
+            "Calls to EC2 by their action.",
+            calls
+                .iter()
+                .map(|(action, calls)| (of_action(action), calls.made)),
+        );
+        page.counters(
+            "awscni_ec2api_error_count",
+            "Calls to EC2 that failed, by their action.",
+            calls
+                .iter()
+                .map(|(action, calls)| (of_action(action), calls.failed)),
         );
     }
 

@@ -12,6 +12,7 @@ impl Config {
             node_name: _,
             kubernetes: _,
             network: _,
+            vpc_eni: _,
             proxy,
             dns: _,
             cni: _,

@@ -15,6 +15,7 @@ mod sections;
 mod telemetry;
 #[cfg(test)]
 mod tests;
+mod vpc_eni;
 pub mod which;
 
 use std::net::{Ipv4Addr, SocketAddr};
@@ -29,6 +30,7 @@ pub use node::Node;
 pub use proxy::{Conntrack, Datapath, DetectLocalMode, IptablesVariant, NodePortAddresses, Proxy};
 pub use sections::{Cni, Dns, Etcd, Kubernetes, LeasesIn, Network, NetworkPolicies};
 pub use telemetry::Telemetry;
+pub use vpc_eni::VpcEni;
 
 /// Everything that the agent is told.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -47,13 +49,15 @@ pub struct Config {
     /// The pod network. Default: absent, and then the agent makes none and serves no CNI plugin: the node's pods
     /// are connected by something else, and only Services are the agent's.
     pub network: Option<Network>,
+    /// Pods with addresses of an AWS VPC, in place of `network`. Default: absent.
+    pub vpc_eni: Option<VpcEni>,
     /// The service proxy.
     #[serde(default)]
     pub proxy: Proxy,
     /// What the agent does for the DNS server on the same node.
     #[serde(default)]
     pub dns: Dns,
-    /// Where the container runtime meets the agent. Without effect where `network` is absent.
+    /// Where the container runtime meets the agent. Without effect where `network` and `vpcEni` are absent.
     #[serde(default)]
     pub cni: Cni,
     /// What must outlive the agent: the log of pod addresses. Its socket for `causeway doctor` is there too.
@@ -206,16 +210,25 @@ impl Config {
     /// Whether pods are connected by our CNI plugin.
     #[must_use]
     pub fn connects_pods(&self) -> bool {
-        self.network.is_some() && self.cni.enabled.unwrap_or(true)
+        self.gives_addresses() && self.cni.enabled.unwrap_or(true)
+    }
+
+    /// Whether pods have their addresses of this agent.
+    #[must_use]
+    pub fn gives_addresses(&self) -> bool {
+        self.network.is_some() || self.vpc_eni.is_some()
     }
 
     /// Components that do not go together, or are all off.
     fn wrong_components(&self) -> Option<&'static str> {
         let is_proxy = self.proxy.datapath != Datapath::None;
-        if self.cni.enabled == Some(true) && self.network.is_none() {
+        if self.network.is_some() && self.vpc_eni.is_some() {
+            return Some("vpcEni: stands beside network; pods have their addresses of one of them");
+        }
+        if self.cni.enabled == Some(true) && !self.gives_addresses() {
             return Some("cni.enabled: needs the section network, which gives pods their addresses");
         }
-        (!is_proxy && self.network.is_none() && !self.dns.enabled).then_some(
+        (!is_proxy && !self.gives_addresses() && !self.dns.enabled).then_some(
             "proxy.datapath: is none, and network and dns.enabled are off too: there is nothing for an agent to do",
         )
     }
@@ -257,7 +270,12 @@ impl Config {
             ));
         }
         if self.lacks_pod_networks() {
-            problems.push("proxy.podNetworks: is needed where network.config is absent".to_owned());
+            problems.push(match self.vpc_eni {
+                Some(_) => "proxy.detectLocalMode: with vpcEni there are no networks of pods alone; pods are told by \
+                            their devices: InterfaceNamePrefix, and podInterfaceNamePrefix: eni"
+                    .to_owned(),
+                None => "proxy.podNetworks: is needed where network.config is absent".to_owned(),
+            });
         }
         problems.extend(self.wrong_components().map(str::to_owned));
         problems.extend(self.kubernetes.problems());
@@ -266,6 +284,7 @@ impl Config {
         problems.extend(self.dns.problems());
         problems.extend(self.telemetry.problems());
         problems.extend(self.network.iter().flat_map(Network::problems));
+        problems.extend(self.vpc_eni.iter().flat_map(VpcEni::problems));
         problems
     }
 }

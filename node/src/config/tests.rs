@@ -529,3 +529,59 @@ fn the_reference_file_is_accepted_and_names_every_key() {
     known.sort();
     assert_eq!(documented, known);
 }
+
+/// What tells pods from others where there is no network of pods alone.
+const BY_DEVICES: &str = "proxy: {detectLocalMode: InterfaceNamePrefix, podInterfaceNamePrefix: eni}\n";
+
+#[test]
+fn addresses_of_a_vpc_are_a_pod_network_by_the_peers_variables() {
+    let config = accepted(&format!(
+        "{BY_DEVICES}vpcEni: {{variables: {{WARM_IP_TARGET: \"2\"}}}}"
+    ));
+    let section = config.vpc_eni.clone().expect("a section");
+    let environment = [("WARM_IP_TARGET", "7"), ("CLUSTER_NAME", "prod")];
+    let environment = environment.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let (settings, wrong) = section.settings(environment.into_iter());
+    assert_eq!(wrong, []);
+    let expected = vpc_eni::settings::Settings {
+        target: vpc_eni::warm::Target::Addresses { warm: 2, minimum: 0 },
+        cluster: Some("prod".to_owned()),
+        ..Default::default()
+    };
+    assert_eq!(settings, expected);
+    assert!(section.anti_spoofing && config.connects_pods());
+}
+
+#[test]
+fn what_does_not_go_with_addresses_of_a_vpc_is_named() {
+    refused(
+        "proxy: {datapath: none}\nvpcEni: {}\nnetwork: {etcd: {endpoints: [\"http://127.0.0.1:2379\"]}}",
+        "vpcEni: stands beside network; pods have their addresses of one of them",
+    );
+    refused(
+        "vpcEni: {}",
+        "proxy.detectLocalMode: with vpcEni there are no networks of pods alone; pods are told by their devices: \
+         InterfaceNamePrefix, and podInterfaceNamePrefix: eni",
+    );
+    for (variable, words) in [
+        (
+            "WARM_ENI_TARGET: many",
+            "WARM_ENI_TARGET=many: is not a number of 0 to 65536",
+        ),
+        (
+            "AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG: \"true\"",
+            "AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG: the agent does not read ENIConfigs yet",
+        ),
+        (
+            "AWS_VPC_K8S_CNI_VETHPREFIX: vpc",
+            "AWS_VPC_K8S_CNI_VETHPREFIX: pods' devices are called eni… here",
+        ),
+        (
+            "ENABLE_POD_ENI: \"true\"",
+            "ENABLE_POD_ENI=true: security groups for single pods are not here yet",
+        ),
+    ] {
+        let text = format!("{BY_DEVICES}vpcEni: {{variables: {{{variable}}}}}");
+        refused(&text, &format!("vpcEni.variables: {words}"));
+    }
+}

@@ -56,7 +56,7 @@ impl Pods {
                 let record = Record {
                     netns: netns_at(root.as_deref(), &assigned.netns),
                     node: agent.node.clone(),
-                    device: wiring::host_ifname(&assigned.key),
+                    device: wiring::host_ifname(&assigned),
                     addresses: assigned.addresses().values().copied().collect(),
                 };
                 if let Some(name) = assigned.pod {

@@ -230,7 +230,7 @@ impl PodHere {
             name: assigned.pod.clone(),
             addresses: assigned.addresses().values().copied().collect(),
             node: node.clone(),
-            device: wiring::host_ifname(&assigned.key),
+            device: wiring::host_ifname(assigned),
             mac: Some(wiring::pod_mac(assigned)),
         }
     }

@@ -17,6 +17,7 @@ use crate::link::{self, Link};
 use crate::neighbour::{self, Entry, Forwarding, Neighbour};
 use crate::netns::Namespace;
 use crate::route::{self, Route};
+use crate::rule::{self, Rule};
 use crate::socket::{datagram, receive_datagram};
 
 /// What to be told of (`enum rtnetlink_groups`).
@@ -34,6 +35,10 @@ pub enum Group {
     RoutesV4,
     /// IPv6 routes.
     RoutesV6,
+    /// IPv4 rules of policy routing.
+    RulesV4,
+    /// IPv6 rules of policy routing.
+    RulesV6,
 }
 
 impl Group {
@@ -44,7 +49,9 @@ impl Group {
             Self::AddressesV4 => 5,
             Self::RoutesV4 => 7,
             Self::AddressesV6 => 9,
+            Self::RulesV4 => 8,
             Self::RoutesV6 => 11,
+            Self::RulesV6 => 19,
         }
     }
 }
@@ -59,6 +66,8 @@ pub enum Event {
     AddressGone(Address),
     Route(Route),
     RouteGone(Route),
+    Rule(Rule),
+    RuleGone(Rule),
     Neighbour(Neighbour),
     NeighbourGone(Neighbour),
     Forwarding(Forwarding),
@@ -176,6 +185,8 @@ fn decode(message: Message) -> Option<Event> {
         Message::DelAddress(message) => Event::AddressGone(address::decode(&message)?),
         Message::NewRoute(message) => Event::Route(route::decode(message)?),
         Message::DelRoute(message) => Event::RouteGone(route::decode(message)?),
+        Message::NewRule(message) => Event::Rule(rule::decode(&message)),
+        Message::DelRule(message) => Event::RuleGone(rule::decode(&message)),
         Message::NewNeighbour(message) => match neighbour::decode(message)? {
             Entry::Neighbour(neighbour) => Event::Neighbour(neighbour),
             Entry::Forwarding(entry) => Event::Forwarding(entry),

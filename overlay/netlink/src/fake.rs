@@ -1,4 +1,4 @@
-//! A kernel in memory: keeps links, addresses, routes, neighbours and forwarding entries, records every write, and
+//! A kernel in memory: keeps links, addresses, routes, rules, neighbours and forwarding entries, records every write, and
 //! fails on demand. For tests of those who decide.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -12,6 +12,7 @@ use crate::kernel::Kernel;
 use crate::link::{Link, LinkChange, LinkKind, NewLink, NewLinkKind};
 use crate::neighbour::{Forwarding, Neighbour};
 use crate::route::{Route, RouteFilter, Way};
+use crate::rule::Rule;
 
 /// The fake. Its state is public, so that a test can damage it as an operator would.
 #[derive(Clone, Debug, Default)]
@@ -22,6 +23,8 @@ pub struct FakeKernel {
     pub addresses: Vec<Address>,
     /// Routes.
     pub routes: Vec<Route>,
+    /// Rules of policy routing, in no order.
+    pub rules: Vec<Rule>,
     /// Neighbours.
     pub neighbours: Vec<Neighbour>,
     /// Forwarding entries.
@@ -263,6 +266,41 @@ impl Kernel for FakeKernel {
         self.write(Operation::DeleteRoute, old)?;
         remove(&mut self.routes, Operation::DeleteRoute, Errno::ESRCH, |route| {
             same_route(route, old)
+        })
+    }
+
+    fn all_rules(&mut self) -> Result<Vec<Rule>> {
+        self.admit(Operation::ListRules, &"")?;
+        let mut rules = self.rules.clone();
+        rules.sort_by_key(|rule| (rule.is_v6, rule.priority)); // stable: those of one priority in the order they came
+        Ok(rules)
+    }
+
+    fn add_rule(&mut self, new: &Rule) -> Result<()> {
+        if self.rules.contains(new) {
+            return self.admit(Operation::AddRule, new);
+        }
+        self.write(Operation::AddRule, new)?;
+        self.rules.push(new.clone());
+        Ok(())
+    }
+
+    fn take_over_rule(&mut self, theirs: &Rule, protocol: u8) -> Result<()> {
+        self.write(Operation::TakeOverRule, theirs)?;
+        let ours = Rule {
+            protocol,
+            ..theirs.clone()
+        };
+        self.rules.push(ours);
+        remove(&mut self.rules, Operation::TakeOverRule, Errno::ENOENT, |rule| {
+            rule == theirs
+        })
+    }
+
+    fn delete_rule(&mut self, old: &Rule) -> Result<()> {
+        self.write(Operation::DeleteRule, old)?;
+        remove(&mut self.rules, Operation::DeleteRule, Errno::ENOENT, |rule| {
+            rule == old
         })
     }
 

@@ -6,6 +6,7 @@ use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::address::AddressMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkMessage};
 use netlink_packet_route::route::{RouteMessage, RouteMetric};
+use netlink_packet_route::rule::RuleMessage;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage as Message};
 
 use crate::address::{self, Address};
@@ -14,6 +15,7 @@ use crate::link::{self, Link, LinkChange, NewLink};
 use crate::neighbour::{self, Entry, Forwarding, Neighbour};
 use crate::netns::Namespace;
 use crate::route::{self, Found, Lookup, Route, RouteFilter, Way};
+use crate::rule::{self, Rule};
 use crate::socket::RouteSocket;
 
 /// Reading and writing the network state of one namespace. Every failure names its operation and object.
@@ -53,6 +55,16 @@ pub trait Kernel {
     fn replace_route(&mut self, route: &Route) -> Result<()>;
     /// Removes a route.
     fn delete_route(&mut self, route: &Route) -> Result<()>;
+
+    /// Rules of policy routing of both families, those of each in the order in which they are asked.
+    fn all_rules(&mut self) -> Result<Vec<Rule>>;
+    /// Adds a rule. The same one stays alone, which the kernel would keep beside the new one. Of an equal one of another
+    /// maker some kernels have both afterwards (6.18), others that one alone: see [`Kernel::take_over_rule`].
+    fn add_rule(&mut self, rule: &Rule) -> Result<()>;
+    /// Puts a rule of that protocol in the place of one that somebody else made. There is no moment without.
+    fn take_over_rule(&mut self, theirs: &Rule, protocol: u8) -> Result<()>;
+    /// Removes a rule; where it says who made it, no other's.
+    fn delete_rule(&mut self, rule: &Rule) -> Result<()>;
 
     /// Neighbours of one device, or of all, of both families.
     fn neighbours(&mut self, link: Option<u32>) -> Result<Vec<Neighbour>>;
@@ -141,6 +153,13 @@ impl Netlink {
         }
     }
 
+    fn new_rule(&mut self, operation: Operation, new: &Rule, flags: u16) -> Result<()> {
+        let message = rule_message(operation, new)?;
+        self.socket
+            .change(Message::NewRule(message), flags)
+            .map_err(Error::of(operation, new))
+    }
+
     fn neighbour_dump(&mut self, family: AddressFamily, link: Option<u32>) -> Result<Vec<Entry>> {
         let operation = match family {
             AddressFamily::Bridge => Operation::ListForwarding,
@@ -161,6 +180,10 @@ impl Netlink {
             })
             .collect())
     }
+}
+
+fn rule_message(operation: Operation, rule: &Rule) -> Result<RuleMessage> {
+    rule::encode(rule).ok_or_else(|| Error::of(operation, rule)(nix::errno::Errno::EINVAL))
 }
 
 impl Kernel for Netlink {
@@ -336,6 +359,40 @@ impl Kernel for Netlink {
         self.socket
             .change(Message::DelRoute(route::encode(old)), 0)
             .map_err(Error::of(Operation::DeleteRoute, old))
+    }
+
+    fn all_rules(&mut self) -> Result<Vec<Rule>> {
+        let mut rules = self.rules()?;
+        match self.rules_v6() {
+            Ok(more) => rules.extend(more),
+            // A kernel without IPv6.
+            Err(error) if error.errno() == Some(nix::errno::Errno::EOPNOTSUPP) => {}
+            Err(error) => return Err(error),
+        }
+        Ok(rules)
+    }
+
+    fn add_rule(&mut self, new: &Rule) -> Result<()> {
+        let added = self.new_rule(Operation::AddRule, new, NLM_F_CREATE | NLM_F_EXCL);
+        added.or_else(|error| if error.is_present() { Ok(()) } else { Err(error) })
+    }
+
+    fn take_over_rule(&mut self, theirs: &Rule, protocol: u8) -> Result<()> {
+        let ours = Rule {
+            protocol,
+            ..theirs.clone()
+        };
+        // Behind theirs, which goes by its maker's number, or, where it has none, as the first of the two
+        // (`fib_nl_newrule`, `rule_find`).
+        self.new_rule(Operation::TakeOverRule, &ours, NLM_F_CREATE)?;
+        self.delete_rule(theirs)
+    }
+
+    fn delete_rule(&mut self, old: &Rule) -> Result<()> {
+        let message = rule_message(Operation::DeleteRule, old)?;
+        self.socket
+            .change(Message::DelRule(message), 0)
+            .map_err(Error::of(Operation::DeleteRule, old))
     }
 
     fn neighbours(&mut self, link: Option<u32>) -> Result<Vec<Neighbour>> {

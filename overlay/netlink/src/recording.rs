@@ -86,13 +86,7 @@ impl Recording {
     pub fn take() -> Result<Self> {
         let mut kernel = Netlink::open()?;
         let links = kernel.links()?;
-        let mut rules = kernel.rules()?;
-        match kernel.rules_of(AddressFamily::Inet6) {
-            Ok(more) => rules.extend(more),
-            // A kernel without IPv6.
-            Err(error) if error.errno() == Some(nix::errno::Errno::EOPNOTSUPP) => {}
-            Err(error) => return Err(error),
-        }
+        let rules = kernel.all_rules()?;
         let mut forwarding = Vec::new();
         for link in links
             .iter()

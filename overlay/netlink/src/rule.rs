@@ -1,10 +1,11 @@
 //! Rules of policy routing: which packets look up which table (`ip rule`).
 
+use std::fmt;
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
-use netlink_packet_route::route::RouteHeader;
-use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage};
+use netlink_packet_route::route::{RouteHeader, RouteProtocol};
+use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage, RuleUidRange};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage as Message};
 use serde::{Deserialize, Serialize};
 
@@ -15,7 +16,7 @@ use crate::kernel::Netlink;
 pub const TABLE_LOCAL: u32 = 255;
 
 /// A rule. A packet that is all that it asks for is its.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Rule {
     /// It is for IPv6.
     pub is_v6: bool,
@@ -53,13 +54,16 @@ pub struct Rule {
     /// Routes whose prefixes are not longer than this are passed over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub suppressed_bits: Option<u32>,
+    /// Who made it: the owner's mark (`FRA_PROTOCOL`); 0 where nobody said.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub protocol: u8,
     /// It asks, or does, more than is told here.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub more: bool,
 }
 
 /// What becomes of the packets of a rule.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Action {
     /// They look up this table.
@@ -96,8 +100,19 @@ impl Rule {
             tos: 0,
             of_vrf: false,
             suppressed_bits: None,
+            protocol: 0,
             more: false,
         }
+    }
+
+    /// Whether another rule asks and does the same, whoever made them.
+    #[must_use]
+    pub fn is_equal_but_for_its_maker(&self, other: &Self) -> bool {
+        let of = |rule: &Self, protocol| Self {
+            protocol,
+            ..rule.clone()
+        };
+        *self == of(other, self.protocol)
     }
 
     /// The table that is looked up; none where the rule does something else.
@@ -116,6 +131,7 @@ impl Rule {
             is_v6: _,
             priority: _,
             action: _,
+            protocol: _,
             inverted,
             source,
             destination,
@@ -132,6 +148,44 @@ impl Rule {
         let asks_devices = arrives_by.is_some() || leaves_by.is_some() || *of_vrf;
         let asks_else = *mark != (0, 0) || users.is_some() || *tos != 0 || *more;
         !(*inverted || asks_ends || asks_devices || asks_else || suppressed_bits.is_some())
+    }
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:", self.priority)?;
+        if self.inverted {
+            write!(f, " not")?;
+        }
+        if let Some(source) = self.source {
+            write!(f, " from {source}")?;
+        }
+        if let Some(destination) = self.destination {
+            write!(f, " to {destination}")?;
+        }
+        if let Some(device) = &self.arrives_by {
+            write!(f, " iif {device}")?;
+        }
+        if let Some(device) = &self.leaves_by {
+            write!(f, " oif {device}")?;
+        }
+        if self.mark != (0, 0) {
+            write!(f, " fwmark {:#x}/{:#x}", self.mark.0, self.mark.1)?;
+        }
+        if self.users.is_some() || self.tos != 0 || self.of_vrf || self.suppressed_bits.is_some() || self.more
+        {
+            write!(f, " and more")?;
+        }
+        match self.action {
+            Action::LookUp(table) => write!(f, " table {table}")?,
+            Action::GoTo(priority) => write!(f, " goto {priority}")?,
+            Action::Nothing => write!(f, " nop")?,
+            Action::Blackhole => write!(f, " blackhole")?,
+            Action::Unreachable => write!(f, " unreachable")?,
+            Action::Prohibit => write!(f, " prohibit")?,
+            Action::Other(number) => write!(f, " action {number}")?,
+        }
+        write!(f, " protocol {}", self.protocol)
     }
 }
 
@@ -168,7 +222,84 @@ impl Netlink {
     }
 }
 
-fn decode(message: &RuleMessage) -> Rule {
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands out references")]
+fn is_zero(protocol: &u8) -> bool {
+    *protocol == 0
+}
+
+/// The message that adds a rule, or that finds it. `None` for one that asks or does [`more`](Rule::more): what of it is
+/// known would be another rule.
+pub(crate) fn encode(rule: &Rule) -> Option<RuleMessage> {
+    let Rule {
+        is_v6,
+        priority,
+        action,
+        inverted,
+        source,
+        destination,
+        arrives_by,
+        leaves_by,
+        mark,
+        users,
+        tos,
+        of_vrf,
+        suppressed_bits,
+        protocol,
+        more: false,
+    } = rule
+    else {
+        return None;
+    };
+    let mut message = RuleMessage::default();
+    let header = &mut message.header;
+    header.family = if *is_v6 {
+        AddressFamily::Inet6
+    } else {
+        AddressFamily::Inet
+    };
+    header.src_len = source.map_or(0, |network| network.prefix());
+    header.dst_len = destination.map_or(0, |network| network.prefix());
+    header.tos = *tos;
+    header.flags.set(RuleFlags::Invert, *inverted);
+    let attributes = &mut message.attributes;
+    header.action = match action {
+        Action::LookUp(table) => {
+            // The header has room for the first 256 tables (`frh_get_table`).
+            header.table = u8::try_from(*table).unwrap_or(0);
+            attributes.push(RuleAttribute::Table(*table));
+            RuleAction::ToTable
+        }
+        Action::GoTo(target) => {
+            attributes.push(RuleAttribute::Goto(*target));
+            RuleAction::Goto
+        }
+        // A VRF's table is its device's.
+        Action::Nothing if *of_vrf => RuleAction::ToTable,
+        Action::Nothing => RuleAction::Nop,
+        Action::Blackhole => RuleAction::Blackhole,
+        Action::Unreachable => RuleAction::Unreachable,
+        Action::Prohibit => RuleAction::Prohibit,
+        Action::Other(number) => RuleAction::Other(*number),
+    };
+    attributes.push(RuleAttribute::Priority(*priority));
+    attributes.extend(source.map(|network| RuleAttribute::Source(network.network())));
+    attributes.extend(destination.map(|network| RuleAttribute::Destination(network.network())));
+    attributes.extend(arrives_by.clone().map(RuleAttribute::Iifname));
+    attributes.extend(leaves_by.clone().map(RuleAttribute::Oifname));
+    if *mark != (0, 0) {
+        attributes.push(RuleAttribute::FwMark(mark.0));
+        attributes.push(RuleAttribute::FwMask(mark.1));
+    }
+    attributes.extend(users.map(|(start, end)| RuleAttribute::UidRange(RuleUidRange { start, end })));
+    if *of_vrf {
+        attributes.push(RuleAttribute::L3MDev(true));
+    }
+    attributes.extend(suppressed_bits.map(RuleAttribute::SuppressPrefixLen));
+    attributes.push(RuleAttribute::Protocol(RouteProtocol::from(*protocol)));
+    Some(message)
+}
+
+pub(crate) fn decode(message: &RuleMessage) -> Rule {
     let header = &message.header;
     let mut rule = Rule {
         is_v6: header.family == AddressFamily::Inet6,
@@ -192,8 +323,9 @@ fn decode(message: &RuleMessage) -> Rule {
             RuleAttribute::FwMask(mask) => rule.mark.1 = *mask,
             RuleAttribute::UidRange(users) => rule.users = Some((users.start, users.end)),
             RuleAttribute::L3MDev(is_on) => rule.of_vrf = *is_on,
-            // Who made it, and the kernel's way to say that nothing is suppressed.
-            RuleAttribute::Protocol(_) | RuleAttribute::SuppressPrefixLen(u32::MAX) => {}
+            RuleAttribute::Protocol(protocol) => rule.protocol = u8::from(*protocol),
+            // The kernel's way to say that nothing is suppressed.
+            RuleAttribute::SuppressPrefixLen(u32::MAX) => {}
             RuleAttribute::SuppressPrefixLen(bits) => rule.suppressed_bits = Some(*bits),
             _ => rule.more = true,
         }

@@ -3,12 +3,13 @@
 mod place;
 
 mod privileged {
+    use std::collections::BTreeMap;
     use std::net::UdpSocket;
     use std::time::Duration;
 
     use netlink::nft::fake::FakeTables;
     use netlink::nft::object::ChainKind;
-    use netlink::nft::rule::{Comparison, Expression, Interface, KeyField, Register, Reject};
+    use netlink::nft::rule::{Comparison, Expression, Interface, KeyField, Register, Reject, SourcePorts};
     use netlink::nft::{
         BaseChain, Batch, Chain, Contents, DataType, Element, ElementData, Error, Family, Hook, Layout,
         Monitor, Nft, Repair, Rule, Set, SetKind, Table, Verdict,
@@ -133,6 +134,41 @@ mod privileged {
                 .collect(),
             Err(error) => panic!("{error}"),
         }
+    }
+
+    #[test]
+    fn counted_packets_are_told_by_the_rules_comments() {
+        in_namespace("counts", || {
+            run("ip link set lo up");
+            let mut nft = Nft::open().expect("a socket");
+            assert_eq!(nft.counts(&table()).expect("read"), BTreeMap::new(), "no table");
+            let mut layout = Layout::new(table());
+            layout.add_chain(
+                Chain::base("output", BaseChain::OUTPUT_RAW),
+                [
+                    Rule::new("not counted").protocol(17),
+                    Rule::new("all").count(),
+                    Rule::new("never #1").protocol(6).count(),
+                    Rule::new("all").protocol(17).count(),
+                ],
+            );
+            layout.add_chain(Chain::regular("other"), [Rule::new("elsewhere").count()]);
+            nft.ensure(&layout).expect("written");
+            let counts = |all| {
+                let rows = [("all", all), ("elsewhere", 0), ("never #1", 0)];
+                rows.map(|(comment, count)| (comment.to_owned(), count)).into()
+            };
+            assert_eq!(nft.counts(&table()).expect("read"), counts(0));
+            let far = UdpSocket::bind("127.0.0.1:0").expect("bound");
+            let near = UdpSocket::bind("127.0.0.1:0").expect("bound");
+            for packet in 1..=3 {
+                near.send_to(b"packet", far.local_addr().expect("bound"))
+                    .expect("sent");
+                assert_eq!(nft.counts(&table()).expect("read"), counts(packet * 2));
+            }
+            let elsewhere = Table::new(Family::Ip6, "cwt");
+            assert_eq!(nft.counts(&elsewhere).expect("read"), BTreeMap::new());
+        });
     }
 
     #[test]
@@ -596,6 +632,45 @@ mod privileged {
                 ("ip6", "raw", "prerouting", false),
             ];
             assert_eq!(found, expected, "{}", listing());
+        });
+    }
+
+    #[test]
+    fn sources_and_marks_of_connections_are_what_nft_makes_of_them() {
+        in_namespace("snat", || {
+            let address = "192.0.2.7".parse().expect("an address");
+            let ports = [SourcePorts::Kept, SourcePorts::Random, SourcePorts::FullyRandom];
+            let mut layout = Layout::new(table());
+            layout.add_chain(
+                Chain::base("postrouting", BaseChain::POSTROUTING_NAT),
+                ports.map(|ports| Rule::new(format!("{ports:?}")).source_nat(address, ports)),
+            );
+            let filter = BaseChain::new(ChainKind::Filter, Hook::Prerouting, -80);
+            layout.add_chain(
+                Chain::base("marks", filter),
+                [
+                    Rule::new("new")
+                        .connection_is_new()
+                        .set_connection_mark_bits(0x80),
+                    Rule::new("restored").connection_mark(0x80).set_mark_bits(0x80),
+                ],
+            );
+            let mut nft = Nft::open().expect("a socket");
+            assert_eq!(nft.ensure(&layout).expect("taken"), Repair::Rebuilt);
+            assert_eq!(nft.ensure(&layout).expect("taken"), Repair::Unchanged);
+            let listing = listing();
+            let rules: Vec<&str> = listing
+                .lines()
+                .filter_map(|line| Some(line.split_once(" comment ")?.0.trim()))
+                .collect();
+            let expected = [
+                "snat to 192.0.2.7",
+                "snat to 192.0.2.7 random",
+                "snat to 192.0.2.7 fully-random",
+                "ct state new ct mark set ct mark | 0x00000080",
+                "ct mark & 0x00000080 == 0x00000080 meta mark set meta mark | 0x00000080",
+            ];
+            assert_eq!(rules, expected, "{listing}");
         });
     }
 }

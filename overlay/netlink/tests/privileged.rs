@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::process::Command;
 use std::time::Duration;
 
+use netlink::rule::{Action, Rule};
 use netlink::{
     AbsentIsFine, Address, Event, Events, Forwarding, Group, Kernel, LinkChange, LinkKind, Namespace,
     Neighbour, Netlink, NewLink, NewLinkKind, RootQdisc, Route, RouteFilter, TokenBucket, VethPeer, Vxlan,
@@ -458,4 +459,130 @@ fn ways_are_as_the_routes_say() {
         .run(|| sysctl::write("net/ipv4/nexthop_compat_mode", "0"));
     set.expect("entered").expect("set");
     look(&[("10.9.10.2", way(""))]);
+}
+
+#[test]
+fn rules_read_back_as_written_are_never_doubled_and_change_their_maker_in_place() {
+    if not_root("rules") {
+        return;
+    }
+    let place = TestNamespace::new("rules");
+    let mut kernel = place.netlink();
+    let network = |text: &str| Some(text.parse().expect("a network"));
+    let ours = |priority| Rule {
+        protocol: PROTOCOL,
+        ..Rule::new(priority, Action::LookUp(7))
+    };
+    let rules = [
+        Rule {
+            destination: network("10.9.0.5/32"),
+            ..ours(100)
+        },
+        Rule {
+            source: network("10.9.0.0/24"),
+            action: Action::LookUp(10_001),
+            ..ours(101)
+        },
+        Rule {
+            mark: (0x80, 0x80),
+            ..ours(102)
+        },
+        Rule {
+            arrives_by: Some("eth0".to_owned()),
+            leaves_by: Some("eth1".to_owned()),
+            inverted: true,
+            tos: 4,
+            ..ours(103)
+        },
+        Rule {
+            users: Some((0, 9)),
+            suppressed_bits: Some(0),
+            ..ours(104)
+        },
+        Rule {
+            action: Action::GoTo(32766),
+            ..ours(105)
+        },
+        Rule {
+            action: Action::Blackhole,
+            ..ours(106)
+        },
+        Rule {
+            action: Action::Unreachable,
+            ..ours(107)
+        },
+        Rule {
+            action: Action::Prohibit,
+            ..ours(108)
+        },
+        Rule {
+            is_v6: true,
+            destination: network("fd09::5/128"),
+            ..ours(100)
+        },
+        Rule {
+            is_v6: true,
+            source: network("fd09::/64"),
+            ..ours(101)
+        },
+    ];
+    let groups = [Group::RulesV4, Group::RulesV6];
+    let mut events = Events::open_in(&place.namespace, &groups).expect("subscribe");
+    // Twice: the kernel would keep both.
+    for rule in rules.iter().chain(&rules) {
+        kernel.add_rule(rule).expect("add");
+    }
+    let made_by = |kernel: &mut Netlink, maker: u8| -> Vec<Rule> {
+        let rules = kernel.all_rules().expect("list").into_iter();
+        rules.filter(|rule| rule.protocol == maker).collect()
+    };
+    assert_eq!(made_by(&mut kernel, PROTOCOL), rules);
+    for rule in &rules {
+        let event = events.next(Duration::from_secs(5)).expect("read");
+        assert_eq!(event, Some(Event::Rule(rule.clone())));
+    }
+
+    // Made by `ip`, which says so, and by a program that does not say who it is.
+    for maker in [3, 0] {
+        let theirs = Rule {
+            destination: network("10.9.0.9/32"),
+            protocol: maker,
+            ..ours(200)
+        };
+        let own = Rule {
+            protocol: PROTOCOL,
+            ..theirs.clone()
+        };
+        kernel.add_rule(&theirs).expect("add");
+        let of_priority = |kernel: &mut Netlink| -> Vec<Rule> {
+            let rules = kernel.all_rules().expect("list").into_iter();
+            rules.filter(|rule| rule.priority == 200).collect()
+        };
+        assert_eq!(of_priority(&mut kernel), std::slice::from_ref(&theirs));
+        kernel.take_over_rule(&theirs, PROTOCOL).expect("take over");
+        assert_eq!(of_priority(&mut kernel), std::slice::from_ref(&own));
+        let others = Rule {
+            protocol: 4,
+            ..own.clone()
+        };
+        let refused = kernel.delete_rule(&others).expect_err("it is not theirs");
+        assert!(refused.is_absent(), "{refused}");
+        kernel.delete_rule(&own).expect("delete");
+    }
+
+    for rule in &rules {
+        kernel.delete_rule(rule).expect("delete");
+        kernel.delete_rule(rule).absent_is_fine().expect("gone is fine");
+    }
+    assert_eq!(made_by(&mut kernel, PROTOCOL), []);
+    let unclear = Rule {
+        more: true,
+        ..ours(109)
+    };
+    for refused in [kernel.add_rule(&unclear), kernel.delete_rule(&unclear)] {
+        assert_eq!(
+            refused.expect_err("it is another rule").errno(),
+            Some(nix::errno::Errno::EINVAL)
+        );
+    }
 }

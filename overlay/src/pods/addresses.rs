@@ -2,12 +2,14 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::{Duration, Instant};
 
 use ipnetwork::IpNetwork;
 use model::wiring::{Bandwidth, PortMapping, Wishes};
 use model::{ByFamily, IpFamily, MacAddr, ObjectName};
 use serde::{Deserialize, Serialize};
 
+use super::clock::{Now, When};
 use crate::pool::{address, number};
 
 /// One interface of one container.
@@ -44,6 +46,10 @@ pub struct Assigned {
     /// How fast packets may come to it and leave it.
     #[serde(default, skip_serializing_if = "Bandwidth::is_unlimited")]
     pub bandwidth: Bandwidth,
+    /// Name of its device on the node's side, where that does not follow from the key alone
+    /// ([`wiring::ifname_by_key`](super::wiring::ifname_by_key)). It stays what it was when the pod was made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) host_ifname: Option<String>,
     /// The boot of the machine that it was made in (`/proc/sys/kernel/random/boot_id`): after another boot it is
     /// gone, unless its namespace is there.
     pub boot: String,
@@ -60,6 +66,7 @@ impl Assigned {
             mac: None,
             port_mappings: Vec::new(),
             bandwidth: Bandwidth::default(),
+            host_ifname: None,
             boot: String::new(),
         };
         for address in addresses.values() {
@@ -103,7 +110,7 @@ impl Assigned {
     }
 }
 
-/// A line of the log.
+/// A line of the log. Fields may come: a version that does not know one reads the line without it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "lowercase")]
 pub(super) enum Record {
@@ -111,7 +118,20 @@ pub(super) enum Record {
     Add(Assigned),
     /// An address came back, and with it the other one of its interface. Kept over rewrites: it is the order in which
     /// addresses are given again.
-    Free { address: IpAddr },
+    Free {
+        address: IpAddr,
+        /// When, in milliseconds since 1970 by the node's clock; older logs have no time.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        at: Option<u64>,
+    },
+}
+
+/// That an address came back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct CameBack {
+    /// In the order of all that came back.
+    turn: u64,
+    when: When,
 }
 
 /// All addresses given, and when free ones came back.
@@ -119,8 +139,8 @@ pub(super) enum Record {
 pub(super) struct Addresses {
     by_key: BTreeMap<AttachmentKey, Assigned>,
     by_address: HashMap<IpAddr, AttachmentKey>,
-    /// Turn at which a free address came back; never used ones are not here, and go first.
-    freed: HashMap<IpAddr, u64>,
+    /// Free addresses that came back; never used ones are not here, and go first.
+    freed: HashMap<IpAddr, CameBack>,
     turn: u64,
     /// In use by interfaces without a record.
     held: HashSet<IpAddr>,
@@ -131,20 +151,32 @@ impl Addresses {
         let mut addresses = Self::default();
         for record in records {
             match record {
-                Record::Add(assigned) => addresses.assign(assigned),
-                Record::Free { address } => addresses.free(address),
+                Record::Add(assigned) => addresses.assign(assigned, When::UNKNOWN),
+                Record::Free { address, at } => addresses.free(address, When::logged(at)),
             }
         }
         addresses
     }
 
+    /// Finds out by the clock how long ago addresses came back that the log tells of. The log's time is by a clock that
+    /// may have been set since: what it puts into the future, and what has no time, came back now, so that no address
+    /// cools down for longer than it would have to. Returns whether there was such a one.
+    pub(super) fn compare_clocks(&mut self, now: Now) -> bool {
+        let mut is_corrected = false;
+        for freed in self.freed.values_mut() {
+            is_corrected |= freed.when.compare(now);
+        }
+        is_corrected
+    }
+
     /// The records that lead to this state, as few as possible.
     pub(super) fn records(&self) -> Vec<Record> {
         let mut freed: Vec<_> = self.freed.iter().collect();
-        freed.sort_by_key(|(_, turn)| **turn);
-        let free = freed
-            .into_iter()
-            .map(|(address, _)| Record::Free { address: *address });
+        freed.sort_by_key(|(_, freed)| freed.turn);
+        let free = freed.into_iter().map(|(address, freed)| Record::Free {
+            address: *address,
+            at: freed.when.logged_at(),
+        });
         free.chain(self.by_key.values().cloned().map(Record::Add))
             .collect()
     }
@@ -185,7 +217,7 @@ impl Addresses {
         };
         let free = usable(subnet).filter(|address| !is_used(address));
         let never_given = free.clone().find(|address| !self.freed.contains_key(address));
-        never_given.or_else(|| free.min_by_key(|address| self.freed.get(address).copied()))
+        never_given.or_else(|| free.min_by_key(|address| self.turn_of(*address)))
     }
 
     /// Addresses of a node's subnets for an interface, one of each: those that are asked for, else free ones, and none of
@@ -221,7 +253,55 @@ impl Addresses {
         })
     }
 
-    pub(super) fn assign(&mut self, assigned: Assigned) {
+    /// When an address came back, in the order of all that did; 0 for one that was never given.
+    pub(super) fn turn_of(&self, address: IpAddr) -> u64 {
+        self.freed.get(&address).map_or(0, |freed| freed.turn)
+    }
+
+    /// When an address may be given again that came back less than `cool_down` ago.
+    pub(super) fn cools_until(&self, address: IpAddr, cool_down: Duration, now: Now) -> Option<Instant> {
+        let until = self.freed.get(&address)?.when.steady()?.checked_add(cool_down)?;
+        (until > now.steady).then_some(until)
+    }
+
+    /// Whether an interface has an address, be it with or without a record.
+    pub(super) fn is_in_use(&self, address: IpAddr) -> bool {
+        self.by_address.contains_key(&address) || self.held.contains(&address)
+    }
+
+    /// Every address in use, with and without a record.
+    pub(super) fn in_use(&self) -> impl Iterator<Item = IpAddr> {
+        let strangers = self
+            .held
+            .iter()
+            .filter(|held| !self.by_address.contains_key(held));
+        self.by_address.keys().chain(strangers).copied()
+    }
+
+    /// Every address that came back.
+    pub(super) fn came_back(&self) -> impl Iterator<Item = IpAddr> {
+        self.freed.keys().copied()
+    }
+
+    /// Forgets of addresses that they came back, unless they are to be kept.
+    pub(super) fn keep_freed(&mut self, is_kept: impl Fn(&Self, IpAddr) -> bool) {
+        let kept: HashMap<IpAddr, CameBack> = self
+            .freed
+            .iter()
+            .filter(|(address, _)| is_kept(self, **address))
+            .map(|(address, freed)| (*address, *freed))
+            .collect();
+        self.freed = kept;
+    }
+
+    /// Whether the device of another interface has this name.
+    pub(super) fn is_called(&self, ifname: &str, key: &AttachmentKey) -> bool {
+        let mut others = self.by_key.values().filter(|other| other.key != *key);
+        others.any(|other| other.host_ifname.as_deref() == Some(ifname))
+    }
+
+    /// Gives addresses; those that an interface had before come back, at that time.
+    pub(super) fn assign(&mut self, assigned: Assigned, when: When) {
         let addresses = assigned.addresses();
         for address in addresses.values() {
             self.freed.remove(address);
@@ -230,43 +310,49 @@ impl Addresses {
                 && holder != assigned.key
                 && let Some(before) = self.by_key.remove(&holder)
             {
-                self.free_addresses(&before, &addresses);
+                self.free_addresses(&before, &addresses, when);
             }
         }
         for address in addresses.values() {
             self.by_address.insert(*address, assigned.key.clone());
         }
         if let Some(before) = self.by_key.insert(assigned.key.clone(), assigned) {
-            self.free_addresses(&before, &addresses);
+            self.free_addresses(&before, &addresses, when);
         }
     }
 
-    /// Replaces what is in use by interfaces without a record.
-    pub(super) fn hold(&mut self, held: HashSet<IpAddr>) {
+    /// Replaces what is in use by interfaces without a record. Whether that is news.
+    pub(super) fn hold(&mut self, held: HashSet<IpAddr>) -> bool {
+        let is_news = self.held != held;
         self.held = held;
+        is_news
     }
 
-    pub(super) fn free(&mut self, address: IpAddr) {
+    pub(super) fn free(&mut self, address: IpAddr, when: When) {
         let holder = self.by_address.get(&address).cloned();
         match holder.and_then(|key| self.by_key.remove(&key)) {
-            Some(assigned) => self.free_addresses(&assigned, &ByFamily::default()),
-            None => self.free_address(address),
+            Some(assigned) => self.free_addresses(&assigned, &ByFamily::default(), when),
+            None => self.free_address(address, when),
         }
     }
 
     /// Frees the addresses of an interface, but for those that stay in use.
-    fn free_addresses(&mut self, assigned: &Assigned, in_use: &ByFamily<IpAddr>) {
+    fn free_addresses(&mut self, assigned: &Assigned, in_use: &ByFamily<IpAddr>, when: When) {
         for address in assigned.addresses().values() {
             if !in_use.values().any(|used| used == address) {
-                self.free_address(*address);
+                self.free_address(*address, when);
             }
         }
     }
 
-    fn free_address(&mut self, address: IpAddr) {
+    fn free_address(&mut self, address: IpAddr, when: When) {
         self.by_address.remove(&address);
         self.turn += 1;
-        self.freed.insert(address, self.turn);
+        let came_back = CameBack {
+            turn: self.turn,
+            when,
+        };
+        self.freed.insert(address, came_back);
     }
 
     /// Takes back an assignment that did not become durable, as if it had never been.
@@ -296,11 +382,13 @@ pub(super) enum Refused {
     NotOfThisNode(IpAddr),
     /// Another interface has what was asked for.
     InUse(IpAddr),
+    /// A pool has no address for it yet.
+    NoneNow,
 }
 
 /// How many addresses of a subnet are used: more than a node has pods, and few enough to go around, since each that came
 /// back is remembered.
-const MOST: u128 = 1 << 12;
+pub(super) const MOST: u128 = 1 << 12;
 
 /// The addresses of a subnet that may be given, in order.
 fn usable(subnet: IpNetwork) -> impl Iterator<Item = IpAddr> + Clone {
@@ -339,7 +427,7 @@ mod tests {
         let mut addresses = Addresses::default();
         let mut given = Vec::new();
         while let Some(next) = addresses.choose(subnet, &HashSet::new()) {
-            addresses.assign(assigned(&next.to_string(), &next.to_string()));
+            addresses.assign(assigned(&next.to_string(), &next.to_string()), When::UNKNOWN);
             given.push(next);
         }
         assert_eq!(
@@ -354,14 +442,14 @@ mod tests {
             .map(address)
         );
         for text in ["10.244.1.5", "10.244.1.3"] {
-            addresses.free(address(text));
+            addresses.free(address(text), When::UNKNOWN);
         }
         assert_eq!(
             addresses.choose(subnet, &HashSet::new()),
             Some(address("10.244.1.5"))
         );
-        addresses.assign(assigned("new", "10.244.1.5"));
-        addresses.free(address("10.244.1.5"));
+        addresses.assign(assigned("new", "10.244.1.5"), When::UNKNOWN);
+        addresses.free(address("10.244.1.5"), When::UNKNOWN);
         assert_eq!(
             addresses.choose(subnet, &HashSet::new()),
             Some(address("10.244.1.3"))
@@ -373,18 +461,21 @@ mod tests {
         let subnet = "10.244.1.0/29".parse().expect("subnet");
         let mut addresses = Addresses::default();
         for last in 2..7 {
-            addresses.assign(assigned(&format!("c{last}"), &format!("10.244.1.{last}")));
+            addresses.assign(
+                assigned(&format!("c{last}"), &format!("10.244.1.{last}")),
+                When::UNKNOWN,
+            );
         }
         for last in [4, 2, 6] {
-            addresses.free(address(&format!("10.244.1.{last}")));
+            addresses.free(address(&format!("10.244.1.{last}")), When::UNKNOWN);
         }
         let mut again = Addresses::replay(addresses.records());
         for _ in 0..3 {
             let chosen = addresses.choose(subnet, &HashSet::new());
             assert_eq!(again.choose(subnet, &HashSet::new()), chosen);
             let next = assigned(&format!("n{chosen:?}"), &chosen.expect("free").to_string());
-            addresses.assign(next.clone());
-            again.assign(next);
+            addresses.assign(next.clone(), When::UNKNOWN);
+            again.assign(next, When::UNKNOWN);
         }
         assert_eq!(again.choose(subnet, &HashSet::new()), None);
     }
@@ -409,7 +500,7 @@ mod tests {
             let each = addresses
                 .choose_each(&subnets, &[], &assigned(container, "").key, &HashSet::new())
                 .expect("free");
-            addresses.assign(Assigned::new(assigned(container, "").key, &each));
+            addresses.assign(Assigned::new(assigned(container, "").key, &each), When::UNKNOWN);
         }
         let b = addresses
             .get(&assigned("b", "").key)
@@ -419,21 +510,21 @@ mod tests {
             b.values().map(ToString::to_string).collect::<Vec<_>>(),
             ["10.244.1.3", "fd05:0:0:1::3"]
         );
-        addresses.free(address("10.244.1.2"));
+        addresses.free(address("10.244.1.2"), When::UNKNOWN);
         assert_eq!(holders(&addresses), ["b"]);
         for (subnet, freed) in [(subnets.v4, "10.244.1.2"), (subnets.v6, "fd05:0:0:1::2")] {
             assert!(addresses.freed.contains_key(&address(freed)), "{subnet:?}");
         }
         assert_eq!(Addresses::replay(addresses.records()).freed, addresses.freed);
         // The later record has one address of each of two older holders.
-        addresses.assign(assigned("c", "10.244.1.4 fd05:0:0:1::4"));
-        addresses.assign(assigned("d", "10.244.1.3 fd05:0:0:1::4"));
+        addresses.assign(assigned("c", "10.244.1.4 fd05:0:0:1::4"), When::UNKNOWN);
+        addresses.assign(assigned("d", "10.244.1.3 fd05:0:0:1::4"), When::UNKNOWN);
         assert_eq!(holders(&addresses), ["d"]);
         assert_eq!(addresses.by_address.len(), 2);
         let full = (5..7).map(|last| assigned(&format!("n{last}"), &format!("10.244.1.{last}")));
-        full.for_each(|assigned| addresses.assign(assigned));
-        addresses.assign(assigned("m", "10.244.1.2"));
-        addresses.assign(assigned("o", "10.244.1.4"));
+        full.for_each(|assigned| addresses.assign(assigned, When::UNKNOWN));
+        addresses.assign(assigned("m", "10.244.1.2"), When::UNKNOWN);
+        addresses.assign(assigned("o", "10.244.1.4"), When::UNKNOWN);
         assert_eq!(
             addresses.choose_each(&subnets, &[], &assigned("p", "").key, &HashSet::new()),
             Err(Refused::Exhausted(subnets.v4.expect("dual stack")))
@@ -447,7 +538,7 @@ mod tests {
             .into_iter()
             .collect();
         let mut addresses = Addresses::default();
-        addresses.assign(assigned("a", "10.244.1.4 fd05:0:0:1::4"));
+        addresses.assign(assigned("a", "10.244.1.4 fd05:0:0:1::4"), When::UNKNOWN);
         let told = |wished: &str, container: &str| {
             let wished: Vec<IpAddr> = wished.split_whitespace().map(address).collect();
             match addresses.choose_each(&subnets, &wished, &assigned(container, "").key, &HashSet::new()) {

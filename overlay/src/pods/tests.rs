@@ -6,6 +6,8 @@ use model::wiring::{Bandwidth, RateLimit};
 
 use super::*;
 
+mod pools;
+
 struct Place(PathBuf);
 
 impl Place {

@@ -8,8 +8,9 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::IpNetwork;
-use model::wiring::{HOST_IFNAME_PREFIX, PodRoute, WiringPlan};
-use model::{IpFamily, MacAddr, Mtu};
+use model::wiring::{ENI_IFNAME_DIGITS, ENI_IFNAME_PREFIX, HOST_IFNAME_PREFIX, PodRoute, WiringPlan};
+use model::{IpFamily, MacAddr, Mtu, ObjectName};
+use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
 use super::addresses::{Assigned, AttachmentKey};
@@ -40,8 +41,8 @@ pub fn plan_pod(assigned: &Assigned, mtu: Mtu) -> WiringPlan {
         [on_link, default]
     });
     WiringPlan {
-        host_ifname: host_ifname(&assigned.key),
-        host_mac: mac(&assigned.key, "host"),
+        host_ifname: host_ifname(assigned),
+        host_mac: host_mac(&assigned.key),
         pod_ifname: assigned.key.ifname.clone(),
         pod_mac: pod_mac(assigned),
         mtu,
@@ -52,15 +53,52 @@ pub fn plan_pod(assigned: &Assigned, mtu: Mtu) -> WiringPlan {
     }
 }
 
-/// Name of the device on the node's side: `cw` and 12 hexadecimal digits, within the 15 bytes of `IFNAMSIZ`.
+/// Name of the device on the node's side, within the 15 bytes of `IFNAMSIZ`: that which the pod was made with.
 #[must_use]
-pub fn host_ifname(key: &AttachmentKey) -> String {
-    let digest: String = digest(key, "name")
-        .iter()
-        .take(6)
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-    format!("{HOST_IFNAME_PREFIX}{digest}")
+pub fn host_ifname(assigned: &Assigned) -> String {
+    let made_with = assigned.host_ifname.clone();
+    made_with.unwrap_or_else(|| ifname_by_key(&assigned.key))
+}
+
+/// Such a name of a pod in a node's subnet: `cw` and 12 hexadecimal digits.
+#[must_use]
+pub fn ifname_by_key(key: &AttachmentKey) -> String {
+    format!("{HOST_IFNAME_PREFIX}{}", hex(digest(key, "name"), 12))
+}
+
+/// Such a name of a pod with an address of a VPC's network interface: `eni` and the first 11 hexadecimal digits of the
+/// SHA-1 of `namespace.name`. amazon-vpc-cni-k8s makes it so, and there are tools that compute it from the pod.
+#[must_use]
+pub fn eni_ifname(pod: &ObjectName) -> String {
+    let name = format!("{}.{}", pod.namespace, pod.name);
+    format!(
+        "{ENI_IFNAME_PREFIX}{}",
+        hex(<Sha1 as sha1::Digest>::digest(name), ENI_IFNAME_DIGITS)
+    )
+}
+
+/// The same where the pod's name does not tell: it is not known, the interface is not its first, or another one is called
+/// so.
+#[must_use]
+pub fn eni_ifname_by_key(key: &AttachmentKey) -> String {
+    format!(
+        "{ENI_IFNAME_PREFIX}{}",
+        hex(digest(key, "name"), ENI_IFNAME_DIGITS)
+    )
+}
+
+/// The first digits of a digest.
+fn hex(digest: impl AsRef<[u8]>, digits: usize) -> String {
+    let bytes = digest.as_ref().iter();
+    let mut text: String = bytes.map(|byte| format!("{byte:02x}")).collect();
+    text.truncate(digits);
+    text
+}
+
+/// MAC address of the device on the node's side.
+#[must_use]
+pub fn host_mac(key: &AttachmentKey) -> MacAddr {
+    mac(key, "host")
 }
 
 /// MAC address of the pod's device.
@@ -121,6 +159,26 @@ mod tests {
             ifname: "eth1".to_owned(),
             ..key
         };
-        assert_ne!(host_ifname(&other), plan.host_ifname);
+        assert_ne!(ifname_by_key(&other), plan.host_ifname);
+    }
+
+    /// The digests are those of `printf NAMESPACE.NAME | sha1sum`.
+    #[test]
+    fn a_pod_of_a_vpc_is_called_as_others_compute_it() {
+        let rows = [
+            ("default", "web-0", "eni0d7763386da"),
+            ("kube-system", "coredns-6d4b75cb6d-abcde", "eni90953e24e13"),
+            ("a", "b", "eni69f6642c9d7"),
+        ];
+        for (namespace, name, expected) in rows {
+            assert_eq!(eni_ifname(&ObjectName::new(namespace, name)), expected);
+            assert!(model::wiring::is_host_ifname(expected));
+        }
+        let key = AttachmentKey {
+            container_id: "c1".to_owned(),
+            ifname: "eth0".to_owned(),
+        };
+        assert!(model::wiring::is_host_ifname(&eni_ifname_by_key(&key)));
+        assert!(model::wiring::is_host_ifname(&ifname_by_key(&key)));
     }
 }

@@ -10,7 +10,7 @@ mod privileged {
     use model::IpFamily;
     use netlink::Kernel;
     use overlay::pods::AttachmentKey;
-    use overlay::pods::wiring::host_ifname;
+    use overlay::pods::wiring::ifname_by_key;
     use serde_json::json;
     use tests::topology::Host;
     use tests::wait;
@@ -501,7 +501,7 @@ mod privileged {
             "{refused:?}"
         );
         let [device, other] = [&both, &into].map(|pod| {
-            host_ifname(&AttachmentKey {
+            ifname_by_key(&AttachmentKey {
                 container_id: pod.id.clone(),
                 ifname: "eth0".to_owned(),
             })

@@ -454,6 +454,7 @@ fn serve_cni(listener: UnixListener, pods: PodNetwork) -> impl FnOnce() + Send {
                     pod,
                     wishes,
                     taken,
+                    ..
                 } => {
                     let attachment = Attachment {
                         key: overlay_key(&key),

@@ -3,6 +3,7 @@
 use cni_plugin::protocol::{self, Failure, Request, Response};
 use cni_plugin::spec::code;
 use model::ObjectName;
+use model::wiring::WiringPlan;
 use overlay::pods::{Attachment, AttachmentKey, PodError, PodNetwork};
 
 use crate::agent::history::History;
@@ -16,6 +17,7 @@ pub(super) fn decide(pods: &PodNetwork, history: &History, request: Request) -> 
             pod,
             wishes,
             taken,
+            patience_seconds: _,
         } => {
             let attachment = Attachment {
                 key: key(&of),
@@ -24,7 +26,7 @@ pub(super) fn decide(pods: &PodNetwork, history: &History, request: Request) -> 
                 wishes,
                 taken: taken.into_iter().collect(),
             };
-            answer(pods.add(&attachment), |plan| Response::Wired { plan })
+            added(pods.add(&attachment))
         }
         Request::Del { key: of } => answer(pods.remove(&key(&of)), |left| {
             left.iter().for_each(|pod| history.left(pod));
@@ -50,14 +52,45 @@ pub(super) fn decide(pods: &PodNetwork, history: &History, request: Request) -> 
     }
 }
 
+/// What a request asks for that waits where the node has no address now.
+pub(super) fn waiting(request: &Request) -> Option<Attachment> {
+    let Request::Add {
+        key: of,
+        netns,
+        pod,
+        wishes,
+        taken,
+        patience_seconds: Some(_),
+    } = request
+    else {
+        return None;
+    };
+    Some(Attachment {
+        key: key(of),
+        netns: netns.clone(),
+        pod: pod.clone(),
+        wishes: wishes.clone(),
+        taken: taken.iter().copied().collect(),
+    })
+}
+
+/// Answers an ADD.
+pub(super) fn added(result: Result<WiringPlan, PodError>) -> Response {
+    answer(result, |plan| Response::Wired { plan })
+}
+
 fn answer<T>(result: Result<T, PodError>, success: impl FnOnce(T) -> Response) -> Response {
     match result {
         Ok(value) => success(value),
         Err(error) => {
             let code = match &error {
-                PodError::NotReady { .. } | PodError::Exhausted { .. } | PodError::PortInUse { .. } => {
-                    code::TRY_AGAIN
-                }
+                PodError::NotReady { .. }
+                | PodError::Exhausted { .. }
+                | PodError::NoneNow { .. }
+                | PodError::NoneComing { .. }
+                | PodError::Dismissed(_)
+                | PodError::NoPool
+                | PodError::PortInUse { .. } => code::TRY_AGAIN,
                 PodError::NotOfThisNode { .. } | PodError::InUse(_) => code::CONFIG,
                 PodError::Unknown(_) => code::UNKNOWN_CONTAINER,
                 PodError::Log { .. } => code::IO,
@@ -119,6 +152,7 @@ pub(super) fn pod(request: &Request) -> Option<&ObjectName> {
 pub(super) fn result(response: &Response) -> &'static str {
     match response {
         Response::Wired { .. } | Response::Done => "ok",
+        Response::Waiting { .. } => "waiting",
         Response::Error(_) => "error",
     }
 }
@@ -145,6 +179,7 @@ mod tests {
             pod: Some(ObjectName::new("default", id)),
             wishes: Wishes::default(),
             taken: Vec::new(),
+            patience_seconds: None,
         }
     }
 

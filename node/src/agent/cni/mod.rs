@@ -3,7 +3,8 @@
 //! ```text
 //! runtime ─ exec ─► causeway-cni ─ one frame ─► serve_plugin ─ blocking thread ─► PodNetwork (log, fdatasync)
 //! ```
-//! The runtime learns of the plugin by [`conflist`], which is written once a pod could be connected, and stays.
+//! Where the node's addresses come in blocks and none is free, an ADD waits for its turn, without a thread, as long as the
+//! plugin does. The runtime learns of the plugin by [`conflist`], which is written once a pod could be connected, and stays.
 
 pub mod conflist;
 mod decide;
@@ -12,17 +13,18 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use cni_plugin::protocol::{HEADER_BYTES, Request, Response, decode, encode, frame_length};
 use cni_plugin::tombstone;
-use overlay::pods::{PodError, PodNetwork};
+use overlay::pods::{PodError, PodNetwork, Turn};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
 use tokio::task::{JoinSet, spawn_blocking};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::field::{self, Empty};
-use tracing::info_span;
+use tracing::{Span, info_span};
 
 use super::history::History;
 use super::socket::listen;
@@ -34,6 +36,12 @@ use decide::{decide, key};
 
 /// A plugin that does not send its request, or take its answer, in this time is gone.
 const EXCHANGE: Duration = Duration::from_secs(10);
+
+/// How long an ADD waits for an address at most.
+const MOST_PATIENCE: Duration = Duration::from_secs(100);
+
+/// How often a plugin that waits is told so: it gives up when it hears nothing for ten seconds.
+const TELL: Duration = Duration::from_secs(4);
 
 /// Requests that are decided at once: each may wait for the disk on a thread of its own.
 const AT_ONCE: usize = 64;
@@ -72,18 +80,14 @@ pub async fn serve(
                 let (pods, requests, at_once) = (pods.clone(), requests.clone(), at_once.clone());
                 let history = history.clone();
                 exchanges.spawn(async move {
-                    match tokio::time::timeout(EXCHANGE, serve_plugin(stream, pods, &requests, history, &at_once)).await {
-                        Ok(Ok(())) => {}
-                        Ok(Err(error)) => {
-                            let error = format!("{error:#}");
-                            tracing::warn!(error, "exchange with the CNI plugin failed");
-                        }
-                        Err(_) => tracing::warn!("CNI plugin took too long"),
+                    if let Err(error) = serve_plugin(stream, pods, &requests, history, &at_once).await {
+                        let error = format!("{error:#}");
+                        tracing::warn!(error, "exchange with the CNI plugin failed");
                     }
                 });
             }
             _ = look.tick(), if !announced => match ready(&pods).await? {
-                Ok(()) | Err(PodError::Exhausted { .. }) => {
+                Ok(()) | Err(PodError::Exhausted { .. } | PodError::NoneComing { .. }) => {
                     announce(&config).await?;
                     part.works();
                     announced = true;
@@ -111,14 +115,7 @@ async fn serve_plugin(
     history: History,
     at_once: &Semaphore,
 ) -> anyhow::Result<()> {
-    let mut header = [0; HEADER_BYTES];
-    stream
-        .read_exact(&mut header)
-        .await
-        .context("read the request's length")?;
-    let mut json = vec![0; frame_length(header)?];
-    stream.read_exact(&mut json).await.context("read the request")?;
-    let request: Request = decode(&json).context("understand the request")?;
+    let request = in_time(EXCHANGE, read_request(&mut stream)).await?;
     let verb = decide::verb(&request);
     let span = info_span!(
         target: TARGET,
@@ -130,18 +127,88 @@ async fn serve_plugin(
         result = Empty,
         error = Empty
     );
-    let _permit = at_once.acquire().await.context("wait for a turn")?;
     let deciding = info_span!(target: TARGET, parent: &span, "decide");
-    let response = spawn_blocking(move || deciding.in_scope(|| decide(&pods, &history, request)))
-        .await
-        .context("decide")?;
+    let patience = request.patience().min(MOST_PATIENCE);
+    let decided = async {
+        match decide::waiting(&request) {
+            Some(attachment) => {
+                let deadline = Instant::now() + patience;
+                add_in_turn(&mut stream, pods.queue(attachment), deadline, at_once, deciding).await
+            }
+            None => {
+                let _permit = at_once.acquire().await.context("wait for a turn")?;
+                spawn_blocking(move || deciding.in_scope(|| decide(&pods, &history, request)))
+                    .await
+                    .context("decide")
+            }
+        }
+    };
+    let response = in_time(EXCHANGE + patience, decided).await?;
     span.record("result", decide::result(&response));
     if let Response::Error(failure) = &response {
         span.record("error", failure.msg.as_str());
     }
     requests.add(labels(&[("verb", verb), ("result", decide::result(&response))]));
+    in_time(EXCHANGE, write(&mut stream, &response)).await
+}
+
+/// An ADD that waits for its turn, until the deadline, or until the plugin goes.
+async fn add_in_turn(
+    stream: &mut UnixStream,
+    mut turn: Turn,
+    deadline: Instant,
+    at_once: &Semaphore,
+    deciding: Span,
+) -> anyhow::Result<Response> {
+    let mut tell = tokio::time::interval_at(Instant::now() + TELL, TELL);
+    loop {
+        let permit = at_once.acquire().await.context("wait for a turn")?;
+        let within = deciding.clone();
+        let added = spawn_blocking(move || {
+            let added = within.in_scope(|| turn.add());
+            (turn, added)
+        });
+        let added = added.await.context("decide")?;
+        // Who waits keeps nobody else from being served: a DEL may free what it waits for.
+        drop(permit);
+        turn = added.0;
+        let waiting_for = match added.1 {
+            Err(PodError::NoneNow { waiting_for, .. }) if Instant::now() < deadline => waiting_for,
+            added => return Ok(decide::added(added)),
+        };
+        tokio::select! {
+            () = turn.comes() => {}
+            () = tokio::time::sleep_until(deadline) => {}
+            _ = tell.tick() => write(stream, &Response::Waiting { waiting_for }).await?,
+            () = gone(stream) => bail!("the plugin went while its pod waited for an address"),
+        }
+    }
+}
+
+/// Waits until a plugin hangs up, which has nothing more to say.
+async fn gone(stream: &mut UnixStream) {
+    let _said_or_gone = stream.read(&mut [0; 1]).await;
+}
+
+async fn in_time<T>(limit: Duration, step: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let done = tokio::time::timeout(limit, step).await;
+    done.context("the CNI plugin, or the answer to it, took too long")?
+}
+
+async fn read_request(stream: &mut UnixStream) -> anyhow::Result<Request> {
+    let mut header = [0; HEADER_BYTES];
     stream
-        .write_all(&encode(&response)?)
+        .read_exact(&mut header)
+        .await
+        .context("read the request's length")?;
+    let mut json = vec![0; frame_length(header)?];
+    stream.read_exact(&mut json).await.context("read the request")?;
+    decode(&json).context("understand the request")
+}
+
+async fn write(stream: &mut UnixStream, response: &Response) -> anyhow::Result<()> {
+    stream
+        .write_all(&encode(response)?)
         .await
         .context("write the answer")
 }

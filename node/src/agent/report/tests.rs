@@ -27,6 +27,7 @@ fn sources(datapath: Datapath, proxy: Option<Arc<ProxyProgress>>) -> Sources {
         pods: None,
         network: tokio::sync::watch::channel(None).1,
         fast_path: tokio::sync::watch::channel(fast_path::State::Off).1,
+        vpc_eni: None,
         pin_dir: "/nowhere".into(),
         feed_readers: Arc::default(),
         dns_answers: None,

@@ -73,7 +73,7 @@ impl Sysctls {
         let (serves, node) = {
             let config = config.borrow();
             (
-                serves(&config) || config.network.is_some(),
+                serves(&config) || config.gives_addresses(),
                 config.node_name.clone(),
             )
         };

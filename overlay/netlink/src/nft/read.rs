@@ -1,5 +1,6 @@
 //! What the kernel has. A list during which another transaction ran is read again.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::time::Duration;
 
@@ -7,7 +8,7 @@ use super::object::{
     CHAIN_HOOK, CHAIN_NAME, CHAIN_POLICY, CHAIN_TABLE, CHAIN_USE, ELEMENTS_LIST, ELEMENTS_SET,
     ELEMENTS_TABLE, HOOK_NUMBER, LIST_ELEMENT, NF_ACCEPT, SET_TABLE, SetNumbers, TABLE_NAME,
 };
-use super::rule::{RULE_CHAIN, RULE_TABLE, RULE_USERDATA, comment_of};
+use super::rule::{RULE_CHAIN, RULE_EXPRESSIONS, RULE_TABLE, RULE_USERDATA, comment_of};
 use super::{Chain, Element, Error, Hook, Nft, Operation, Table};
 use crate::nfnetlink::{Message, attribute, attributes, be32, flag, text};
 
@@ -136,6 +137,31 @@ impl Nft {
         )
     }
 
+    /// How many packets the rules of a table have counted ([`Rule::count`](super::Rule::count)), by the rule's own
+    /// comment, without the fingerprint; rules of one comment are one. Empty where the table is absent.
+    pub fn counts(&mut self, table: &Table) -> Result<BTreeMap<String, u64>, Error> {
+        let filter = |message: &mut Message| {
+            message.text(RULE_TABLE, &table.name);
+        };
+        let family = table.family as u8;
+        let counted = self.list("rules", Operation::GetRule, family, Some(&filter), |payload| {
+            if text(attribute(payload, RULE_TABLE)?) != table.name {
+                return Some(Vec::new());
+            }
+            let comment = attribute(payload, RULE_USERDATA).and_then(comment_of);
+            let expressions = attribute(payload, RULE_EXPRESSIONS).unwrap_or_default();
+            let packets = attributes(expressions).filter_map(|(_, expression)| packets_of(expression));
+            Some(packets.map(|count| (comment.clone(), count)).collect())
+        })?;
+        let mut counts = BTreeMap::new();
+        for (comment, packets) in counted {
+            let comment = comment.unwrap_or_default();
+            let own = comment.rsplit_once(" #").map_or(comment.as_str(), |(own, _)| own);
+            *counts.entry(own.to_owned()).or_default() += packets;
+        }
+        Ok(counts)
+    }
+
     /// Sets and maps of the table.
     pub(super) fn sets(&mut self, table: &Table) -> Result<Vec<SetNumbers>, Error> {
         let filter = |message: &mut Message| {
@@ -222,3 +248,16 @@ impl Nft {
         }
     }
 }
+
+/// What a `counter` has counted; `None` for any other expression.
+fn packets_of(expression: &[u8]) -> Option<u64> {
+    if text(attribute(expression, EXPRESSION_NAME)?) != "counter" {
+        return None;
+    }
+    let packets = attribute(attribute(expression, EXPRESSION_DATA)?, COUNTER_PACKETS)?;
+    Some(u64::from_be_bytes(packets.try_into().ok()?))
+}
+
+const EXPRESSION_NAME: u16 = 1;
+const EXPRESSION_DATA: u16 = 2;
+const COUNTER_PACKETS: u16 = 2;

@@ -48,7 +48,7 @@ mod expression;
 
 pub use expression::{
     Comparison, ConntrackKey, DynamicElement, DynamicOperation, Expression, FibAddress, LookupTarget,
-    MetaKey, PacketHeader, Register, Reject,
+    MetaKey, PacketHeader, Register, Reject, SourcePorts,
 };
 
 /// A field of a key that a rule builds from the packet.
@@ -210,6 +210,38 @@ impl Rule {
     #[must_use]
     pub fn clear_mark_bits(self, bits: u32) -> Self {
         self.change_mark(!bits, 0)
+    }
+
+    /// `ct mark & bits == bits`.
+    #[must_use]
+    pub fn connection_mark(self, bits: u32) -> Self {
+        self.with(Expression::Conntrack(ConntrackKey::Mark, Register::FIRST))
+            .with(bitwise32(bits, 0))
+            .with(Expression::Compare(
+                Register::FIRST,
+                Comparison::Equal,
+                bits.to_ne_bytes().to_vec(),
+            ))
+    }
+
+    /// `ct mark set ct mark | bits`.
+    #[must_use]
+    pub fn set_connection_mark_bits(self, bits: u32) -> Self {
+        self.with(Expression::Conntrack(ConntrackKey::Mark, Register::FIRST))
+            .with(bitwise32(!bits, bits))
+            .with(Expression::SetConntrack(ConntrackKey::Mark, Register::FIRST))
+    }
+
+    /// `ct state new`: no answer has been seen.
+    #[must_use]
+    pub fn connection_is_new(self) -> Self {
+        self.with(Expression::Conntrack(ConntrackKey::State, Register::FIRST))
+            .with(bitwise32(CT_STATE_NEW, 0))
+            .with(Expression::Compare(
+                Register::FIRST,
+                Comparison::NotEqual,
+                vec![0; 4],
+            ))
     }
 
     /// `meta l4proto number`.
@@ -381,6 +413,21 @@ impl Rule {
             address,
             port: address.after(family.address()),
         })
+    }
+
+    /// `snat to address`.
+    #[must_use]
+    pub fn source_nat(self, address: IpAddr, ports: SourcePorts) -> Self {
+        let octets = match address {
+            IpAddr::V4(address) => address.octets().to_vec(),
+            IpAddr::V6(address) => address.octets().to_vec(),
+        };
+        self.with(Expression::Immediate(Register::FIRST, octets))
+            .with(Expression::SourceNat {
+                family: Family::of(address),
+                address: Register::FIRST,
+                ports,
+            })
     }
 
     /// `masquerade random,fully`.
@@ -569,4 +616,6 @@ const UDATA_COMMENT: u8 = 0;
 const COMMENT_MAX: usize = 128;
 /// `IPS_DST_NAT`.
 const CT_STATUS_DST_NAT: u32 = 1 << 5;
+/// `NF_CT_STATE_BIT(IP_CT_NEW)`.
+const CT_STATE_NEW: u32 = 1 << 3;
 const IFNAMSIZ: usize = 16;

@@ -264,6 +264,7 @@ impl Recording {
     /// `fib_rule_match`, and those of both versions of IP.
     fn is_for(&self, rule: &Rule, flow: &Flow) -> Decided<bool> {
         let Rule {
+            protocol: _,
             is_v6: _,
             priority,
             action: _,

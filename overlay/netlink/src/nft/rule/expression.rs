@@ -56,12 +56,16 @@ pub enum MetaKey {
     Protocol = 16,
 }
 
-/// What `ct` reads; `enum nft_ct_keys`.
+/// What `ct` reads or writes; `enum nft_ct_keys`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum ConntrackKey {
+    /// How the packet stands to its connection, one bit: new is 8.
+    State = 0,
     /// Status bits of the connection.
     Status = 2,
+    /// The connection's mark.
+    Mark = 3,
 }
 
 /// Which header `payload` reads.
@@ -118,6 +122,17 @@ pub enum Reject {
     TcpReset,
 }
 
+/// Which port a connection gets whose source is translated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum SourcePorts {
+    /// The one that it has, unless that is in use.
+    Kept,
+    /// One that follows from its ends and a secret (`random`).
+    Random,
+    /// One that is drawn (`fully-random`).
+    FullyRandom,
+}
+
 /// An element of a set of [`Contents::ByPackets`](crate::nft::Contents::ByPackets), as a rule sees it: its parts lie
 /// in registers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -152,8 +167,10 @@ pub enum Expression {
     Meta(MetaKey, Register),
     /// `meta … set`: writes.
     SetMeta(MetaKey, Register),
-    /// `ct`.
+    /// `ct`: reads.
     Conntrack(ConntrackKey, Register),
+    /// `ct … set`: writes; of an untracked packet, nothing.
+    SetConntrack(ConntrackKey, Register),
     /// Bytes of a header.
     Payload {
         /// Which.
@@ -214,6 +231,15 @@ pub enum Expression {
         /// Register of the port.
         port: Register,
     },
+    /// `snat to address`, from a register.
+    SourceNat {
+        /// Family of the address.
+        family: Family,
+        /// First register of the address.
+        address: Register,
+        /// Which port the connection gets.
+        ports: SourcePorts,
+    },
     /// `masquerade random,fully`: the source port is drawn at random, so that two nodes' or CPUs' simultaneous choices
     /// do not collide.
     Masquerade,
@@ -229,7 +255,7 @@ impl Expression {
     fn name(&self) -> &'static str {
         match self {
             Self::Meta(..) | Self::SetMeta(..) => "meta",
-            Self::Conntrack(..) => "ct",
+            Self::Conntrack(..) | Self::SetConntrack(..) => "ct",
             Self::Payload { .. } => "payload",
             Self::Compare(..) => "cmp",
             Self::Bitwise { .. } => "bitwise",
@@ -238,7 +264,7 @@ impl Expression {
             Self::Random { .. } => "numgen",
             Self::FibType(..) | Self::FibSameDevice(..) => "fib",
             Self::Immediate(..) | Self::Verdict(_) => "immediate",
-            Self::DestinationNat { .. } => "nat",
+            Self::DestinationNat { .. } | Self::SourceNat { .. } => "nat",
             Self::Masquerade => "masq",
             Self::Untracked => "notrack",
             Self::Reject(_) => "reject",
@@ -269,6 +295,9 @@ impl Expression {
             }
             Self::Conntrack(key, to) => {
                 data.be32(1, to.number()).be32(2, *key as u32);
+            }
+            Self::SetConntrack(key, from) => {
+                data.be32(2, *key as u32).be32(4, from.number());
             }
             Self::Payload {
                 header,
@@ -342,6 +371,23 @@ impl Expression {
                 data.be32(1, NAT_DESTINATION).be32(2, *family as u32);
                 data.be32(3, address.number()).be32(5, port.number());
             }
+            Self::SourceNat {
+                family,
+                address,
+                ports,
+            } => {
+                data.be32(1, NAT_SOURCE).be32(2, *family as u32);
+                data.be32(3, address.number());
+                match ports {
+                    SourcePorts::Kept => {}
+                    SourcePorts::Random => {
+                        data.be32(7, NAT_RANGE_PROTO_RANDOM);
+                    }
+                    SourcePorts::FullyRandom => {
+                        data.be32(7, NAT_RANGE_PROTO_RANDOM_FULLY);
+                    }
+                }
+            }
             Self::Masquerade => {
                 data.be32(1, NAT_RANGE_PROTO_RANDOM_FULLY);
             }
@@ -385,7 +431,10 @@ const NUMGEN_RANDOM: u32 = 1;
 const FIB_RESULT_OIF: u32 = 1;
 const FIB_RESULT_TYPE: u32 = 3;
 const FIB_FLAG_IIF: u32 = 1 << 3;
+const NAT_SOURCE: u32 = 0;
 const NAT_DESTINATION: u32 = 1;
+/// `NF_NAT_RANGE_PROTO_RANDOM`.
+const NAT_RANGE_PROTO_RANDOM: u32 = 1 << 2;
 /// `NF_NAT_RANGE_PROTO_RANDOM_FULLY`.
 const NAT_RANGE_PROTO_RANDOM_FULLY: u32 = 1 << 4;
 const ICMP_PORT_UNREACHABLE: u8 = 3;

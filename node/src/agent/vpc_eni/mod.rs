@@ -1,0 +1,355 @@
+//! Pods with addresses of an AWS VPC: the manager of addresses, which asks EC2, between the book of pods' addresses and
+//! what the kernel is made to have.
+//!
+//! ```text
+//! EC2 ◄─ SDK ─ vpc_eni::Ipam ─┬─ blocks ─► PodNetwork ─► cni
+//!                             └─ interfaces ─► overlay::vpc ─► rules, tables, translation
+//! ```
+
+mod introspection;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use ipnetwork::IpNetwork;
+use model::{MacAddr, Mtu, with_causes};
+use netlink::{Kernel as _, Netlink};
+use overlay::pods::{Block, Growth, PodNetwork, Pool};
+use overlay::vpc::{self, Random, Snat, Ways};
+use tokio::sync::{Mutex, watch};
+use tokio_util::sync::CancellationToken;
+use vpc_eni::ec2::Metadata as _;
+use vpc_eni::home::{Census, Facts, Home, Interface, Use};
+use vpc_eni::ipam::{Ipam, Status};
+use vpc_eni::settings::{Randomize, Settings};
+use vpc_eni_sdk::{Client, ImdsMetadata};
+
+pub use introspection::serve as serve_introspection;
+
+use super::pod_network::Pods;
+use super::supervisor::Part;
+use crate::config::{Config, VpcEni};
+
+/// How soon it is looked again for a device that is not there yet, or for addresses that cool down.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// What the manager tells other parts of the agent.
+#[derive(Clone, Debug)]
+pub struct Told {
+    status: watch::Sender<Status>,
+    /// What the kernel shall have.
+    pub ways: watch::Sender<Ways>,
+}
+
+/// Where the manager tells it. None where the configuration has no such network.
+pub fn channel(config: &Config) -> (Option<Told>, Option<watch::Receiver<Status>>) {
+    if config.vpc_eni.is_none() {
+        return (None, None);
+    }
+    let (status, told) = watch::channel(Status::default());
+    let nothing = Ways {
+        interfaces: None,
+        vpc_networks: Vec::new(),
+        external_services: Vec::new(),
+        snat: Snat::External,
+        node_ports: false,
+        mtu: Mtu(Settings::default().mtu.into()),
+    };
+    let ways = watch::Sender::new(nothing);
+    (Some(Told { status, ways }), Some(told))
+}
+
+/// The part that asks EC2.
+#[derive(Clone, Debug)]
+pub struct Manager {
+    /// What it is told.
+    pub section: VpcEni,
+    /// Where it writes down what it began.
+    pub state_dir: PathBuf,
+    /// Who has which address.
+    pub pods: Pods,
+    /// Where it tells how it stands.
+    pub told: Told,
+}
+
+impl Manager {
+    /// Runs until shutdown.
+    ///
+    /// # Errors
+    /// When the settings cannot be used, the region is not known, or what must be remembered cannot be read.
+    pub async fn run(self, part: Part, shutdown: CancellationToken) -> anyhow::Result<()> {
+        let (settings, refused) = self.section.settings(std::env::vars());
+        if !refused.is_empty() {
+            let refused: Vec<String> = refused.iter().map(ToString::to_string).collect();
+            bail!("the environment cannot be used: {}", refused.join("; "));
+        }
+        let pods = self.pods.open().await?;
+        pods.wait_for("the instance's network interfaces are asked for".to_owned());
+        let metadata = ImdsMetadata::new(None)?;
+        let mut client = vpc_eni_sdk::Settings::from_env(region(&metadata).await?);
+        client.endpoint = settings.ec2_endpoint.clone().or(client.endpoint);
+        let client = Client::new(client).await?;
+        let home = NodeHome::new(pods, &settings);
+        // Whether the node takes pods is not asked for: what it has stays with it, and pods that come are served.
+        let facts = watch::Sender::new(Facts {
+            max_pods: self.section.max_pods,
+            ..Facts::default()
+        });
+        let (manager, status) = Ipam::new(
+            client,
+            metadata,
+            home,
+            settings.clone(),
+            facts.subscribe(),
+            &self.state_dir,
+        )?;
+        tokio::select! {
+            () = manager.run(shutdown) => Ok(()),
+            () = tell(status, &settings, &self.told, &part) => std::future::pending().await,
+        }
+    }
+}
+
+async fn region(metadata: &ImdsMetadata) -> anyhow::Result<String> {
+    if let Some(region) = std::env::var("AWS_REGION")
+        .ok()
+        .filter(|region| !region.is_empty())
+    {
+        return Ok(region);
+    }
+    let identity = metadata.identity().await;
+    let advice = "AWS_REGION is not set, and the instance does not tell its region: its metadata service must answer \
+                  here (HttpEndpoint enabled; a hop limit of 2 where the agent is not on the node's own network)";
+    Ok(identity.context(advice)?.region)
+}
+
+/// Tells how the manager stands as long as it runs.
+async fn tell(mut status: watch::Receiver<Status>, settings: &Settings, told: &Told, part: &Part) {
+    loop {
+        let now = status.borrow_and_update().clone();
+        if let Some(ways) = ways(&now, settings) {
+            told.ways.send_if_modified(|before| {
+                let differs = *before != ways;
+                *before = ways;
+                differs
+            });
+        }
+        let problems: Vec<String> = now
+            .problems
+            .iter()
+            .map(|(_, problem)| problem.to_string())
+            .collect();
+        if !problems.is_empty() {
+            part.fails(&problems.join("; "));
+        } else if now.interfaces.is_some() {
+            part.works();
+        }
+        told.status.send_replace(now);
+        if status.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// What the kernel shall have, once the interfaces are known.
+fn ways(status: &Status, settings: &Settings) -> Option<Ways> {
+    let interfaces = status.interfaces.as_ref()?;
+    let (primary, others): (Vec<_>, Vec<_>) = interfaces
+        .iter()
+        .partition(|interface| interface.device_index == 0);
+    let as_way = |interface: &Interface| vpc::Interface {
+        mac: interface.mac,
+        address: interface.address,
+        subnet: interface.subnet,
+        device_index: interface.device_index,
+        blocks: interface.blocks.clone(),
+    };
+    let interfaces = vpc::Interfaces {
+        primary: primary.first().map(|primary| as_way(primary))?,
+        others: others.into_iter().map(as_way).collect(),
+    };
+    let random = match settings.randomize {
+        Randomize::Prng => Random::Prng,
+        Randomize::HashRandom => Random::HashRandom,
+        Randomize::None => Random::None,
+    };
+    let excluded = settings.snat_excluded.clone();
+    Some(Ways {
+        interfaces: Some(interfaces),
+        vpc_networks: status.vpc_networks.clone(),
+        external_services: settings.external_services.clone(),
+        snat: if settings.external_snat {
+            Snat::External
+        } else {
+            Snat::Here { excluded, random }
+        },
+        node_ports: settings.node_ports,
+        mtu: Mtu(settings.mtu.into()),
+    })
+}
+
+/// Keeps the kernel as the manager tells.
+///
+/// # Errors
+/// When the threads that program the kernel end, or the book cannot be read.
+pub async fn keep_ways(
+    anti_spoofing: bool,
+    pods: Pods,
+    ways: watch::Receiver<Ways>,
+    ready: watch::Sender<bool>,
+    part: Part,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let pods = pods.open().await?;
+    let (sender, mut status) = watch::channel(vpc::Status::default());
+    let tell = async {
+        loop {
+            let now = status.borrow_and_update().clone();
+            if !now.problems.is_empty() {
+                part.fails(&now.problems.join("; "));
+            } else if now.ready {
+                part.works();
+            }
+            ready.send_if_modified(|before| std::mem::replace(before, now.ready) != now.ready);
+            if status.changed().await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        ended = vpc::run(vpc::Config { anti_spoofing }, ways, pods, sender, shutdown) => {
+            ended.context("keep the ways of pods with a VPC's addresses")
+        }
+        () = tell => std::future::pending().await,
+    }
+}
+
+/// The node, as the manager sees it.
+struct NodeHome {
+    pods: PodNetwork,
+    changes: Mutex<watch::Receiver<u64>>,
+    mtu: Mtu,
+    cool_down: Duration,
+    /// Something will change of which nobody tells.
+    looks_again: AtomicBool,
+}
+
+impl NodeHome {
+    fn new(pods: PodNetwork, settings: &Settings) -> Self {
+        Self {
+            changes: Mutex::new(pods.changes()),
+            pods,
+            mtu: Mtu(settings.pod_mtu().into()),
+            cool_down: settings.cool_down,
+            looks_again: AtomicBool::new(false),
+        }
+    }
+}
+
+impl Home for NodeHome {
+    fn has_device(&self, mac: MacAddr) -> bool {
+        let links = Netlink::open().and_then(|mut kernel| kernel.links());
+        let is_there = links.is_ok_and(|links| links.iter().any(|link| link.mac == Some(mac.0)));
+        if !is_there {
+            self.looks_again.store(true, Ordering::Relaxed);
+        }
+        is_there
+    }
+
+    fn serve(&self, interfaces: &[Interface], blocked: Option<&str>) {
+        let blocks: Vec<Block> = interfaces
+            .iter()
+            .flat_map(|interface| {
+                let device_index = interface.device_index;
+                let block = move |network: &IpNetwork| Block {
+                    network: *network,
+                    device_index,
+                };
+                interface.blocks.iter().map(block)
+            })
+            .collect();
+        let networks: Vec<IpNetwork> = blocks.iter().map(|block| block.network).collect();
+        self.pods.serve_pool(Pool {
+            blocks,
+            mtu: self.mtu,
+            cool_down: self.cool_down,
+            growth: match blocked {
+                None => Growth::Possible,
+                Some(reason) => Growth::Blocked {
+                    reason: reason.to_owned(),
+                },
+            },
+        });
+        let withdrawn: BTreeSet<IpNetwork> = self.pods.census().map_or_else(BTreeSet::new, |census| {
+            let counts = census.blocks.iter().filter(|count| count.is_withdrawn);
+            counts.map(|count| count.block.network).collect()
+        });
+        if networks.iter().any(|network| withdrawn.contains(network))
+            && let Err(error) = self.pods.restore(&networks)
+        {
+            tracing::warn!(
+                error = with_causes(&error),
+                "withdrawn addresses cannot be given again"
+            );
+        }
+    }
+
+    fn census(&self) -> Census {
+        let Some(census) = self.pods.census() else {
+            return Census::default();
+        };
+        let blocks: BTreeMap<IpNetwork, Use> = census
+            .blocks
+            .iter()
+            .map(|count| {
+                let used = Use {
+                    assigned: number(count.assigned),
+                    cooling: number(count.cooling),
+                };
+                (count.block.network, used)
+            })
+            .collect();
+        if blocks.values().any(|used| used.cooling > 0) {
+            self.looks_again.store(true, Ordering::Relaxed);
+        }
+        Census {
+            blocks,
+            waiting: number(census.unmet),
+            stranded: census.stranded.iter().map(|stranded| stranded.address).collect(),
+        }
+    }
+
+    fn withdraw(&self, blocks: &[IpNetwork]) -> Vec<IpNetwork> {
+        match self.pods.withdraw(blocks) {
+            Ok(withdrawal) => withdrawal.refused.iter().map(|busy| busy.network).collect(),
+            Err(error) => {
+                tracing::warn!(error = with_causes(&error), "addresses cannot be withdrawn");
+                blocks.to_vec()
+            }
+        }
+    }
+
+    async fn changed(&self) {
+        let mut changes = self.changes.lock().await;
+        let looks_again = self.looks_again.swap(false, Ordering::Relaxed);
+        let later = async {
+            if looks_again {
+                tokio::time::sleep(LOOK_AGAIN).await;
+            } else {
+                std::future::pending().await
+            }
+        };
+        tokio::select! {
+            // Who gives addresses lives as long as this.
+            _ = changes.changed() => {}
+            () = later => {}
+        }
+    }
+}
+
+fn number(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,250 @@
+//! The threads of one node: they keep the kernel right on news of interfaces, on changes of pods, on kernel events that
+//! may concern us, and by audit.
+
+use std::sync::Arc;
+
+use model::wiring::ROUTE_PROTOCOL;
+use model::{IpFamily, with_causes};
+use netlink::nft::{Monitor, Nft, Repair, Table};
+use netlink::{Event, Events, Group, Netlink, sysctl};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::plan::{self, plan};
+use super::reconcile::{Actual, repair};
+use super::{Ways, translation};
+use crate::drive::{self, Drive, Watched, Work};
+use crate::engine::{speaks, tables};
+use crate::error::Error;
+use crate::own_pods::OwnPods;
+use crate::pods::PodNetwork;
+use crate::reconcile::{Mirror, Outcome};
+use crate::{guard, host_ports};
+
+/// `rp_filter`: a packet is taken whose source is routed by any device (RFC 3704 §2.4).
+const LOOSE: &str = "2";
+
+/// What does not change while it runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Whether what a pod sends in another's name is dropped.
+    pub anti_spoofing: bool,
+}
+
+/// How it stands.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Status {
+    /// What the kernel was made to have by the latest pass.
+    pub plan: Option<Arc<plan::Plan>>,
+    /// The interfaces are known, and a pass reached the kernel since.
+    pub ready: bool,
+    /// What is wrong, one line each; a node with problems may be ready.
+    pub problems: Vec<String>,
+}
+
+/// Serves until shutdown, in the network namespace of the runtime's threads. What was programmed stays. Everything that
+/// can pass by itself is tried again, and told in `status` meanwhile. That `pods` gives addresses is its owner's business.
+///
+/// # Errors
+/// When the threads that program the kernel cannot be started, or end.
+pub async fn run(
+    config: Config,
+    mut ways: watch::Receiver<Ways>,
+    pods: PodNetwork,
+    status: watch::Sender<Status>,
+    shutdown: CancellationToken,
+) -> Result<(), Error> {
+    let drive = blocking(move || start(config, &pods, status)).await??;
+    let ended = loop {
+        let now = ways.borrow_and_update().clone();
+        if let Err(error) = drive.tell(now) {
+            break Err(error);
+        }
+        tokio::select! {
+            () = shutdown.cancelled() => break Ok(()),
+            // Who told the ways ended before us: the last ones hold.
+            changed = ways.changed() => if changed.is_err() {
+                shutdown.cancelled().await;
+                break Ok(());
+            },
+        }
+    };
+    // Ending the threads waits for a pass that is under way.
+    blocking(move || drop(drive)).await?;
+    ended
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|_| Error::EngineEnded)
+}
+
+fn start(config: Config, pods: &PodNetwork, status: watch::Sender<Status>) -> Result<Drive<Ways>, Error> {
+    let nft = Nft::open()?;
+    let mut tables: Vec<Table> = IpFamily::ALL.into_iter().flat_map(tables).collect();
+    tables.push(translation::table());
+    let watched = Watched {
+        events: Events::open(&[
+            Group::Links,
+            Group::Neighbours,
+            Group::AddressesV4,
+            Group::RoutesV4,
+            Group::RoutesV6,
+            Group::RulesV4,
+            Group::RulesV6,
+        ])?,
+        concerns: concerns_us,
+        tables: Monitor::open(&tables, &[nft.port()])?,
+    };
+    let worker = Worker {
+        config,
+        kernel: Netlink::open()?,
+        nft,
+        pods: OwnPods::new(pods.clone()),
+        host_ports: host_ports::Keeper::default(),
+        ways: None,
+        plan: None,
+        status,
+        last: Outcome::default(),
+    };
+    Drive::start(["vpc", "vpc-events", "vpc-nft"], worker, watched, pods)
+}
+
+fn concerns_us(event: &Event) -> bool {
+    match event {
+        Event::Link(_)
+        | Event::LinkGone(_)
+        | Event::Address(_)
+        | Event::AddressGone(_)
+        | Event::Rule(_)
+        | Event::RuleGone(_)
+        | Event::Overrun
+        | Event::NeighbourGone(_) => true,
+        Event::Forwarding(_) | Event::ForwardingGone(_) => false,
+        // What comes and goes as hosts talk is not ours: ours are permanent.
+        Event::Neighbour(neighbour) => neighbour.permanent,
+        // Also a kernel's, to the subnet of an interface.
+        Event::Route(route) | Event::RouteGone(route) => {
+            route.protocol == ROUTE_PROTOCOL || route.table != netlink::rule::TABLE_LOCAL
+        }
+    }
+}
+
+struct Worker {
+    config: Config,
+    kernel: Netlink,
+    nft: Nft,
+    pods: OwnPods,
+    host_ports: host_ports::Keeper,
+    ways: Option<Ways>,
+    plan: Option<Arc<plan::Plan>>,
+    status: watch::Sender<Status>,
+    last: Outcome,
+}
+
+impl Work for Worker {
+    type News = Ways;
+
+    fn take(&mut self, ways: Ways) {
+        self.ways = Some(ways);
+    }
+
+    fn pass(&mut self) -> bool {
+        let Some(ways) = self.ways.clone() else {
+            return true;
+        };
+        let mut outcome = Outcome::default();
+        let reached = match self.reconcile(&ways, &mut outcome) {
+            Ok(()) => true,
+            Err(error) => {
+                outcome.problem(&with_causes(&error));
+                false
+            }
+        };
+        drive::log(&outcome, &self.last);
+        let good = outcome.problems.is_empty();
+        self.status.send_if_modified(|status| {
+            let next = Status {
+                plan: self.plan.clone(),
+                ready: status.ready || reached && ways.interfaces.is_some(),
+                problems: outcome.problems.iter().chain(&outcome.notes).cloned().collect(),
+            };
+            let changed = next != *status;
+            *status = next;
+            changed
+        });
+        self.last = outcome;
+        good
+    }
+}
+
+impl Worker {
+    fn reconcile(&mut self, ways: &Ways, outcome: &mut Outcome) -> Result<(), Error> {
+        let mirror = Mirror::read(&mut self.kernel, &model::ByFamily::default())?;
+        let assigned = self.pods.list(&mirror, outcome);
+        let pods = self.pods.routes(&mirror, &assigned, outcome);
+        let (plan, rejected) = plan(ways, &pods);
+        // They change by news alone, which bring us back.
+        outcome.notes.extend(
+            rejected
+                .iter()
+                .map(|rejected| format!("{} {}", rejected.object, rejected.reason)),
+        );
+        let actual = Actual::read(&mut self.kernel, &mirror, &plan)?;
+        let known = guard::Known {
+            leases: true,
+            rules: false,
+        };
+        for family in IpFamily::ALL.into_iter().filter(|family| speaks(*family)) {
+            let known = self.config.anti_spoofing.then_some(known);
+            guard::keep(&mut self.nft, family, None, &pods, known, outcome);
+        }
+        // Before the rules that its marks are for.
+        keep_loose(&plan, &actual, outcome);
+        self.translate(&plan, &actual, outcome);
+        let repaired = repair(&mut self.kernel, &mirror, &actual, &plan, &pods);
+        outcome.writes += repaired.writes;
+        outcome.problems.extend(repaired.problems);
+        for family in IpFamily::ALL.into_iter().filter(|family| speaks(*family)) {
+            let (nft, kernel) = (&mut self.nft, &mut self.kernel);
+            self.host_ports.keep(nft, kernel, family, &assigned, outcome);
+        }
+        if self.plan.as_deref() != Some(&plan) {
+            self.plan = Some(Arc::new(plan));
+        }
+        Ok(())
+    }
+
+    fn translate(&mut self, plan: &plan::Plan, actual: &Actual, outcome: &mut Outcome) {
+        let kept = match &plan.translation {
+            Some(translation) => {
+                let Some(primary) = actual.link(translation.primary) else {
+                    return outcome.problem(&format_args!(
+                        "primary interface {}: there is no such device",
+                        translation.primary
+                    ));
+                };
+                let layout = translation::layout(translation, &primary.name);
+                self.nft.ensure(&layout).map(|repair| repair != Repair::Unchanged)
+            }
+            None if plan.is_complete => self.nft.remove(&translation::table()),
+            None => Ok(false),
+        };
+        match kept {
+            Ok(written) => outcome.writes += usize::from(written),
+            Err(error) => outcome.problem(&format_args!("translation: {}", with_causes(&error))),
+        }
+    }
+}
+
+/// A device that is not there is told elsewhere.
+fn keep_loose(plan: &plan::Plan, actual: &Actual, outcome: &mut Outcome) {
+    for link in plan.loose.iter().filter_map(|interface| actual.link(*interface)) {
+        let setting = format!("net/ipv4/conf/{}/rp_filter", link.name);
+        match sysctl::ensure(&setting, LOOSE) {
+            Ok(written) => outcome.writes += usize::from(written),
+            Err(error) => outcome.problem(&with_causes(&error)),
+        }
+    }
+}

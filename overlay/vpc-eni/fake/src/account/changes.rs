@@ -1,0 +1,529 @@
+//! What the calls that change something do, whole or not at all.
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+
+use ipnetwork::{Ipv4Network, Ipv6Network};
+use model::MacAddr;
+use vpc_eni::ec2::{
+    Addresses, Amount, Attached, AttachmentId, Eni, EniId, InstanceId, NewEni, SecurityGroupId, SubnetId,
+    Tags, VpcId,
+};
+
+use super::space::{self, Order};
+use super::{Account, Pace};
+use crate::request::{Attribute, Interface, Progress, Refusal, Reply};
+
+/// How many addresses an interface can have that is attached to nothing: what the largest type allows.
+const MOST_WHILE_FREE: u32 = 50;
+
+impl Account {
+    pub(super) fn create(&mut self, new: &NewEni, pace: Pace) -> Result<Reply, Refusal> {
+        if let Some((asked, made)) = self.tokens.get(&new.client_token) {
+            if asked != new {
+                let message =
+                    "The request has another parameter than the one that this client token came with first.";
+                return Err(Refusal::new("IdempotentParameterMismatch", message));
+            }
+            let now = self.interfaces.get(&made.eni.id).unwrap_or(made);
+            return Ok(Reply::Created {
+                interface: Box::new(now.clone()),
+                client_token: new.client_token.clone(),
+            });
+        }
+        let interface = self.new_interface(new, pace)?;
+        if !new.client_token.is_empty() {
+            let made = (new.clone(), interface.clone());
+            self.tokens.insert(new.client_token.clone(), made);
+        }
+        Ok(Reply::Created {
+            interface: Box::new(interface),
+            client_token: new.client_token.clone(),
+        })
+    }
+
+    pub(super) fn new_interface(&mut self, new: &NewEni, pace: Pace) -> Result<Interface, Refusal> {
+        let home = self.subnet(&new.subnet)?;
+        let groups = if new.groups.is_empty() {
+            vec![self.vpc(&home.vpc)?.default_group.clone()]
+        } else {
+            self.check_groups(&new.groups, &home.vpc)?;
+            new.groups.clone()
+        };
+        check_tags(&new.tags)?;
+        if self.interfaces.len() >= self.most_interfaces {
+            let message = "The maximum number of network interfaces for this account is reached.";
+            return Err(Refusal::new("NetworkInterfaceLimitExceeded", message));
+        }
+        let (Amount::Addresses(count) | Amount::Prefixes(count) | Amount::PrefixesV6(count)) = new.amount;
+        let taken = u32::from(!matches!(new.amount, Amount::PrefixesV6(_)));
+        check_room(new.amount, taken, count, MOST_WHILE_FREE)?;
+        let (primary, addresses) = self.choose(&new.subnet, true, new.amount, pace)?;
+        let number = self.next_number();
+        let eni = Eni {
+            id: EniId(self.next_id("eni")),
+            subnet: new.subnet.clone(),
+            mac: mac(number),
+            description: new.description.clone(),
+            tags: new.tags.clone(),
+            groups,
+            primary: primary.expect("invariant: a primary address was asked for"),
+            secondary: addresses.secondary,
+            prefixes: addresses.prefixes,
+            prefixes_v6: addresses.prefixes_v6,
+            kind: "interface".to_owned(),
+            attachment: None,
+        };
+        let interface = Interface {
+            eni,
+            vpc: home.vpc,
+            zone: home.zone,
+            progress: None,
+        };
+        self.interfaces
+            .insert(interface.eni.id.clone(), interface.clone());
+        Ok(interface)
+    }
+
+    pub(super) fn attach(
+        &mut self,
+        eni: &EniId,
+        instance: &InstanceId,
+        device_index: u32,
+        card_index: u32,
+        pace: Pace,
+    ) -> Result<Reply, Refusal> {
+        let interface = self.interface(eni)?;
+        let machine = self.machine(instance)?;
+        if machine.is_terminated {
+            let message = format!("The instance '{instance}' is terminated.");
+            return Err(Refusal::new("IncorrectInstanceState", message));
+        }
+        if interface.eni.attachment.is_some() {
+            let message = format!("Interface: [{eni}] in use.");
+            return Err(Refusal::new("InvalidNetworkInterface.InUse", message));
+        }
+        if interface.zone != machine.zone || interface.vpc != machine.vpc {
+            let message =
+                format!("The interface '{eni}' and the instance '{instance}' are not in one zone and VPC.");
+            return Err(Refusal::new("InvalidParameterCombination", message));
+        }
+        if card_index != 0 {
+            let message =
+                format!("The instance '{instance}' has no network card with the index '{card_index}'.");
+            return Err(Refusal::new("InvalidParameterValue", message));
+        }
+        let limits = self.limits(machine);
+        let others = self.interfaces_of(instance);
+        let is_taken = |other: &&Interface| {
+            let attached = other.eni.attachment.as_ref();
+            attached.is_some_and(|attached| attached.device_index == device_index)
+        };
+        if others.iter().any(is_taken) {
+            let message = format!(
+                "Instance '{instance}' already has an interface attached at device index '{device_index}'."
+            );
+            return Err(Refusal::new("InvalidParameterValue", message));
+        }
+        let count = others.len() + 1;
+        if count > limits.interfaces as usize {
+            let message = format!(
+                "Interface count {count} exceeds the limit for {}",
+                machine.instance_type
+            );
+            return Err(Refusal::new("AttachmentLimitExceeded", message));
+        }
+        let held = &interface.eni;
+        let has_prefixes = !held.prefixes.is_empty() || !held.prefixes_v6.is_empty();
+        if has_prefixes && !limits.is_nitro {
+            return Err(prefixes_need_nitro(&machine.instance_type));
+        }
+        check_room(
+            Amount::Addresses(0),
+            slots(held),
+            0,
+            limits.addresses_per_interface,
+        )?;
+        check_room(
+            Amount::PrefixesV6(0),
+            slots_v6(held),
+            0,
+            limits.addresses_per_interface,
+        )?;
+
+        let attachment = AttachmentId(self.next_id("eni-attach"));
+        let interface = self.interface_mut(eni)?;
+        interface.eni.attachment = Some(Attached {
+            id: attachment.clone(),
+            instance: instance.clone(),
+            device_index,
+            card_index,
+            delete_on_termination: false,
+        });
+        interface.progress = Some(Progress {
+            since: pace.now,
+            attached_at: pace.now + pace.attaching,
+            device_at: pace.now + pace.device_after,
+            gone_at: None,
+        });
+        Ok(Reply::Attached {
+            attachment,
+            card_index,
+        })
+    }
+
+    pub(super) fn detach(&mut self, attachment: &AttachmentId, pace: Pace) -> Result<Reply, Refusal> {
+        let id = self.attached_by(attachment)?.eni.id.clone();
+        let interface = self.interface_mut(&id)?;
+        let is_primary = |attached: &Attached| attached.device_index == 0;
+        if interface.eni.attachment.as_ref().is_some_and(is_primary) {
+            let message = "The network interface at device index 0 cannot be detached.";
+            return Err(Refusal::new("OperationNotPermitted", message));
+        }
+        let progress = interface.progress.as_mut();
+        let progress = progress.expect("invariant: what is attached tells how far it is");
+        if progress.gone_at.is_some() {
+            let message = format!("The attachment '{attachment}' is being detached already.");
+            return Err(Refusal::new("IncorrectState", message));
+        }
+        progress.gone_at = Some(pace.now + pace.detaching);
+        self.settle(pace.now);
+        Ok(Reply::Done)
+    }
+
+    pub(super) fn delete(&mut self, eni: &EniId) -> Result<Reply, Refusal> {
+        if self.interface(eni)?.eni.attachment.is_some() {
+            let message = format!("Network interface '{eni}' is currently in use.");
+            return Err(Refusal::new("InvalidParameterValue", message));
+        }
+        self.interfaces.remove(eni);
+        Ok(Reply::Done)
+    }
+
+    pub(super) fn modify(&mut self, eni: &EniId, attribute: &Attribute) -> Result<Reply, Refusal> {
+        let vpc = self.interface(eni)?.vpc.clone();
+        match attribute {
+            Attribute::Groups(groups) => {
+                if groups.is_empty() {
+                    let message = "An interface has at least one security group.";
+                    return Err(Refusal::new("InvalidParameterValue", message));
+                }
+                self.check_groups(groups, &vpc)?;
+                self.interface_mut(eni)?.eni.groups.clone_from(groups);
+            }
+            Attribute::DeleteOnTermination { attachment, value } => {
+                let attached = self.interface_mut(eni)?.eni.attachment.as_mut();
+                let attached = attached.filter(|attached| attached.id == *attachment);
+                attached
+                    .ok_or_else(|| no_such_attachment(attachment))?
+                    .delete_on_termination = *value;
+            }
+        }
+        Ok(Reply::Done)
+    }
+
+    pub(super) fn tag(&mut self, resources: &[String], tags: &Tags) -> Result<Reply, Refusal> {
+        check_tags(tags)?;
+        resources.iter().try_for_each(|id| self.taggable(id))?;
+        for id in resources {
+            let all = if let Some(interface) = self.interfaces.get_mut(&EniId(id.clone())) {
+                &mut interface.eni.tags
+            } else if let Some(land) = self.lands.get_mut(&SubnetId(id.clone())) {
+                &mut land.subnet.tags
+            } else {
+                let group = self.groups.get_mut(&SecurityGroupId(id.clone()));
+                &mut group
+                    .expect("invariant: it can be tagged, and is none of the others")
+                    .0
+                    .tags
+            };
+            all.extend(tags.clone());
+        }
+        Ok(Reply::Done)
+    }
+
+    /// Whether it is there and keeps tags.
+    pub(super) fn taggable(&self, id: &str) -> Result<(), Refusal> {
+        let known = self.interfaces.contains_key(&EniId::from(id))
+            || self.lands.contains_key(&SubnetId::from(id))
+            || self.groups.contains_key(&SecurityGroupId::from(id));
+        match id.split_once('-') {
+            _ if known => Ok(()),
+            Some(("eni", _)) => Err(super::no_such_interface(&EniId::from(id))),
+            Some(("subnet", _)) => self.land(&SubnetId::from(id)).map(drop),
+            Some(("sg", _)) => self.group(&SecurityGroupId::from(id)).map(drop),
+            _ => Err(Refusal::new("InvalidID", format!("The ID '{id}' is not valid"))),
+        }
+    }
+
+    pub(super) fn assign(&mut self, eni: &EniId, amount: Amount, pace: Pace) -> Result<Reply, Refusal> {
+        let held = &self.interface(eni)?.eni;
+        let (Amount::Addresses(count) | Amount::Prefixes(count) | Amount::PrefixesV6(count)) = amount;
+        if count == 0 {
+            return Err(nothing_asked_for());
+        }
+        if matches!(amount, Amount::Prefixes(_)) {
+            self.check_nitro(held)?;
+        }
+        check_room(amount, slots(held), count, self.most_addresses(held))?;
+        let subnet = held.subnet.clone();
+        let (_, addresses) = self.choose(&subnet, false, amount, pace)?;
+        self.give(eni, addresses)
+    }
+
+    pub(super) fn assign_v6(&mut self, eni: &EniId, count: u32) -> Result<Reply, Refusal> {
+        let held = &self.interface(eni)?.eni;
+        if count == 0 {
+            return Err(nothing_asked_for());
+        }
+        self.check_nitro(held)?;
+        let amount = Amount::PrefixesV6(count);
+        check_room(amount, slots_v6(held), count, self.most_addresses(held))?;
+        let prefixes_v6 = self.choose_v6(&held.subnet, count)?;
+        let addresses = Addresses {
+            prefixes_v6,
+            ..Addresses::default()
+        };
+        self.give(eni, addresses)
+    }
+
+    fn give(&mut self, eni: &EniId, addresses: Addresses) -> Result<Reply, Refusal> {
+        let held = &mut self.interface_mut(eni)?.eni;
+        held.secondary.extend(&addresses.secondary);
+        held.prefixes.extend(&addresses.prefixes);
+        held.prefixes_v6.extend(&addresses.prefixes_v6);
+        Ok(Reply::Assigned {
+            eni: eni.clone(),
+            addresses,
+        })
+    }
+
+    pub(super) fn unassign(
+        &mut self,
+        eni: &EniId,
+        addresses: &[Ipv4Addr],
+        prefixes: &[Ipv4Network],
+    ) -> Result<Reply, Refusal> {
+        let held = &mut self.interface_mut(eni)?.eni;
+        if addresses.is_empty() && prefixes.is_empty() {
+            return Err(nothing_asked_for());
+        }
+        if addresses.contains(&held.primary) {
+            let message = format!("The primary private IP address of interface {eni} cannot be unassigned.");
+            return Err(Refusal::new("InvalidParameterValue", message));
+        }
+        let has_all = addresses.iter().all(|address| held.secondary.contains(address))
+            && prefixes.iter().all(|prefix| held.prefixes.contains(prefix));
+        if !has_all {
+            return Err(not_assigned(eni));
+        }
+        held.secondary.retain(|address| !addresses.contains(address));
+        held.prefixes.retain(|prefix| !prefixes.contains(prefix));
+        Ok(Reply::Done)
+    }
+
+    pub(super) fn unassign_v6(&mut self, eni: &EniId, prefixes: &[Ipv6Network]) -> Result<Reply, Refusal> {
+        let held = &mut self.interface_mut(eni)?.eni;
+        if prefixes.is_empty() {
+            return Err(nothing_asked_for());
+        }
+        if !prefixes.iter().all(|prefix| held.prefixes_v6.contains(prefix)) {
+            return Err(not_assigned(eni));
+        }
+        held.prefixes_v6.retain(|prefix| !prefixes.contains(prefix));
+        let addresses = Addresses {
+            prefixes_v6: prefixes.to_vec(),
+            ..Addresses::default()
+        };
+        Ok(Reply::Unassigned {
+            eni: eni.clone(),
+            addresses,
+        })
+    }
+
+    pub(super) fn attached_by(&self, attachment: &AttachmentId) -> Result<&Interface, Refusal> {
+        let is_it = |interface: &&Interface| {
+            let attached = interface.eni.attachment.as_ref();
+            attached.is_some_and(|attached| attached.id == *attachment)
+        };
+        let found = self.interfaces.values().find(is_it);
+        found.ok_or_else(|| no_such_attachment(attachment))
+    }
+
+    /// Free addresses of a subnet; nobody has them yet.
+    fn choose(
+        &self,
+        subnet: &SubnetId,
+        with_primary: bool,
+        amount: Amount,
+        pace: Pace,
+    ) -> Result<(Option<Ipv4Addr>, Addresses), Refusal> {
+        let mut space = self.space(self.land(subnet)?);
+        let order = pace.scattered.map_or(Order::Ascending, Order::Scattered);
+        let mut addresses = Addresses::default();
+        if let Amount::Prefixes(count) = amount {
+            addresses.prefixes = space.take_blocks(count).ok_or_else(no_free_blocks)?;
+        }
+        let singles = match amount {
+            Amount::Addresses(count) => count,
+            Amount::Prefixes(_) | Amount::PrefixesV6(_) => 0,
+        };
+        let singles = singles.saturating_add(u32::from(with_primary));
+        let taken = space
+            .take_addresses(singles, order)
+            .ok_or_else(no_free_addresses)?;
+        let (primary, secondary) = taken.split_at(usize::from(with_primary));
+        addresses.secondary = secondary.to_vec();
+        if let Amount::PrefixesV6(count) = amount {
+            addresses.prefixes_v6 = self.choose_v6(subnet, count)?;
+        }
+        Ok((primary.first().copied(), addresses))
+    }
+
+    fn choose_v6(&self, subnet: &SubnetId, count: u32) -> Result<Vec<Ipv6Network>, Refusal> {
+        if count == 0 {
+            return Ok(Vec::new());
+        }
+        let Some(network) = self.land(subnet)?.network_v6 else {
+            let message = format!("The subnet '{subnet}' has no IPv6 CIDR block.");
+            return Err(Refusal::new("InvalidParameterValue", message));
+        };
+        let in_subnet = |interface: &&super::Interface| interface.eni.subnet == *subnet;
+        let used: BTreeSet<Ipv6Network> = self
+            .interfaces
+            .values()
+            .filter(in_subnet)
+            .flat_map(|interface| interface.eni.prefixes_v6.iter().copied())
+            .collect();
+        space::take_blocks_v6(network, &used, count).ok_or_else(no_free_blocks)
+    }
+
+    fn check_groups(&self, groups: &[SecurityGroupId], vpc: &VpcId) -> Result<(), Refusal> {
+        for id in groups {
+            if self.group(id)?.1 != *vpc {
+                let message = format!("The security group '{id}' is of another network.");
+                return Err(Refusal::new("InvalidParameter", message));
+            }
+        }
+        Ok(())
+    }
+
+    /// How many addresses an interface can have where it is now.
+    fn most_addresses(&self, eni: &Eni) -> u32 {
+        let machine = eni
+            .attachment
+            .as_ref()
+            .and_then(|attached| self.machine(&attached.instance).ok());
+        machine.map_or(MOST_WHILE_FREE, |machine| {
+            self.limits(machine).addresses_per_interface
+        })
+    }
+
+    fn check_nitro(&self, eni: &Eni) -> Result<(), Refusal> {
+        let machine = eni
+            .attachment
+            .as_ref()
+            .and_then(|attached| self.machine(&attached.instance).ok());
+        match machine {
+            Some(machine) if !self.limits(machine).is_nitro => {
+                Err(prefixes_need_nitro(&machine.instance_type))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// How many of its places for addresses are taken; a prefix takes one.
+fn slots(eni: &Eni) -> u32 {
+    let count = 1 + eni.secondary.len() + eni.prefixes.len();
+    u32::try_from(count).expect("invariant: a subnet has at most 2^16 addresses")
+}
+
+fn slots_v6(eni: &Eni) -> u32 {
+    u32::try_from(eni.prefixes_v6.len()).expect("invariant: a subnet has at most 2^16 blocks")
+}
+
+/// Whether so many more fit; the interface's own address is among `taken`, but for IPv6.
+fn check_room(amount: Amount, taken: u32, more: u32, most: u32) -> Result<(), Refusal> {
+    let (taken, code) = match amount {
+        Amount::Addresses(_) | Amount::Prefixes(_) => (taken, "PrivateIpAddressLimitExceeded"),
+        // EC2's reference does not name the code for IPv6; this is what the manager takes for it.
+        Amount::PrefixesV6(_) => (taken, "Ipv6AddressLimitExceeded"),
+    };
+    if taken.saturating_add(more) > most {
+        return Err(Refusal::new(
+            code,
+            "Number of private addresses will exceed limit.",
+        ));
+    }
+    Ok(())
+}
+
+/// EC2 user guide, "Tag restrictions".
+fn check_tags(tags: &Tags) -> Result<(), Refusal> {
+    for (key, value) in tags {
+        if key.is_empty() || key.chars().count() > 128 || key.starts_with("aws:") {
+            let message = format!("The tag key '{key}' is not valid.");
+            return Err(Refusal::new("InvalidParameterValue", message));
+        }
+        if value.chars().count() > 256 {
+            let message = format!("The value of the tag '{key}' is too long.");
+            return Err(Refusal::new("InvalidParameterValue", message));
+        }
+    }
+    if tags.len() > 50 {
+        return Err(Refusal::new(
+            "TagLimitExceeded",
+            "A resource has at most 50 tags.",
+        ));
+    }
+    Ok(())
+}
+
+/// Locally administered, as those of EC2 are.
+fn mac(number: u64) -> MacAddr {
+    let [_, _, _, a, b, c, d, e] = number.to_be_bytes();
+    MacAddr::locally_administered([0x0a, a, b, c, d, e])
+}
+
+fn no_such_attachment(attachment: &AttachmentId) -> Refusal {
+    Refusal::new(
+        "InvalidAttachmentID.NotFound",
+        format!("The interface attachment '{attachment}' does not exist."),
+    )
+}
+
+fn prefixes_need_nitro(instance_type: &str) -> Refusal {
+    Refusal::new(
+        "UnsupportedOperation",
+        format!("Prefixes can be delegated on Nitro instances only, which {instance_type} is not."),
+    )
+}
+
+fn nothing_asked_for() -> Refusal {
+    Refusal::new(
+        "MissingParameter",
+        "The request asks for no address and no prefix.",
+    )
+}
+
+fn not_assigned(eni: &EniId) -> Refusal {
+    Refusal::new(
+        "InvalidParameterValue",
+        format!("Some of the specified addresses are not assigned to interface {eni}"),
+    )
+}
+
+fn no_free_addresses() -> Refusal {
+    Refusal::new(
+        "InsufficientFreeAddressesInSubnet",
+        "The specified subnet does not have enough free addresses to satisfy the request.",
+    )
+}
+
+fn no_free_blocks() -> Refusal {
+    Refusal::new(
+        "InsufficientCidrBlocks",
+        "The specified subnet does not have enough free cidr blocks to satisfy the request.",
+    )
+}
