@@ -347,7 +347,12 @@ fn pods_have_addresses_of_the_vpc_and_interfaces_come_and_go_with_them() -> Resu
         || world.interfaces(0).len(),
         |count| *count == 1,
     );
-    assert_eq!(world.cloud.interfaces().len(), 1, "nothing is left with nobody");
+    wait::until_value(
+        "nothing is left with nobody",
+        SOON,
+        || world.cloud.interfaces().len(),
+        |count| *count == 1,
+    );
     wait::until_value(
         "so do the rules",
         SOON,
