@@ -294,12 +294,7 @@ mod tests {
             &[free(one), free(single), free(other)],
             &[single, other],
         );
-        check(
-            prefix,
-            Unit::Prefix,
-            &[free(one), block(single, 1), free(other)],
-            &[],
-        );
+        check(prefix, Unit::Prefix, &[block(one, 1), free(single)], &[]);
         check(
             prefix,
             Unit::Prefix,
