@@ -223,3 +223,84 @@ fn less(view: &View, surplus: usize) -> Step {
     }
     Step::Rest
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn block(text: &str, assigned: u32) -> Block {
+        Block {
+            network: text.parse().expect("a network"),
+            assigned,
+            cooling: 0,
+        }
+    }
+
+    /// What goes of one interface that cannot go as a whole.
+    #[track_caller]
+    fn check(target: Target, unit: Unit, blocks: &[Block], going: &[&str]) {
+        let view = View {
+            targets: Targets {
+                target,
+                unit,
+                units_per_interface: 9,
+                max_pods: None,
+            },
+            interfaces: vec![Interface {
+                id: "eni-0".into(),
+                room: 9,
+                blocks: blocks.to_vec(),
+                may_go: false,
+            }],
+            more_interfaces: 0,
+            waiting: 0,
+            may_give_back: true,
+        };
+        let step = match going {
+            [] => Step::Rest,
+            _ => Step::GiveBack {
+                eni: "eni-0".into(),
+                blocks: going
+                    .iter()
+                    .map(|text| text.parse().expect("a network"))
+                    .collect(),
+            },
+        };
+        assert_eq!(next_step(&view), step, "{target:?} {unit:?}");
+        let late = View {
+            may_give_back: false,
+            ..view
+        };
+        assert_eq!(next_step(&late), Step::Rest, "{target:?} {unit:?}");
+    }
+
+    #[test]
+    fn units_from_before_a_change_of_settings_go_as_far_as_the_rest_is_enough() {
+        let (one, two, three) = ("10.0.0.16/28", "10.0.0.32/28", "10.0.0.48/28");
+        let (single, other) = ("10.0.1.5/32", "10.0.1.6/32");
+        let free = |text| block(text, 0);
+        let warm = Target::Addresses { warm: 20, minimum: 0 };
+        check(warm, Unit::Address, &[free(one), free(two), free(three)], &[one]);
+        check(
+            warm,
+            Unit::Address,
+            &[block(one, 1), free(two), free(three)],
+            &[two],
+        );
+        check(warm, Unit::Address, &[free(one), free(two)], &[]);
+        let prefix = Target::Prefixes(1);
+        check(
+            prefix,
+            Unit::Prefix,
+            &[free(one), free(single), free(other)],
+            &[single, other],
+        );
+        check(prefix, Unit::Prefix, &[block(one, 1), free(single)], &[]);
+        check(
+            prefix,
+            Unit::Prefix,
+            &[free(one), free(two), block(single, 1), free(other)],
+            &[other],
+        );
+    }
+}
