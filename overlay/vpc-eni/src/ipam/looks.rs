@@ -173,7 +173,8 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
             .into_iter()
             .filter(|eni| !leaving(&eni.id) && is_on_first_card(eni))
             .collect();
-        let is_first = self.node.is_none();
+        // The first word may be from before the last program's end.
+        let settles = *self.looks_old_until.get_or_insert(now + SETTLES);
         let known = self.node.take();
         let mut node = known.unwrap_or_else(|| Node::new(self.given_back(), self.departed(), now));
         let looked = node.take(found, now);
@@ -187,13 +188,11 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
                 for (eni, block) in &looked.lost_blocks {
                     tracing::warn!(%eni, %block, "addresses are not this node's any more, by EC2's word twice");
                 }
-                self.look_due = now
-                    + match (looked.doubts, is_first) {
-                        (true, _) => DOUBT,
-                        // The first word may be from before the last program's end.
-                        (false, true) => SETTLES,
-                        (false, false) => LOOKS_EVERY,
-                    };
+                self.look_due = match looked.doubts {
+                    true => now + DOUBT,
+                    false if now < settles => settles,
+                    false => now + LOOKS_EVERY,
+                };
                 self.end_changes(now);
                 self.forget_the_gone(now);
                 Turn::Acted

@@ -116,6 +116,8 @@ pub struct Ipam<E, M, H> {
     /// Interfaces fewer than the type allows: EC2 refused one; until when that is believed.
     interface_limit: Option<(u32, Instant)>,
     look_due: Instant,
+    /// Until when a look may be older than what is known otherwise: there is another one then.
+    looks_old_until: Option<Instant>,
     sweep_due: Instant,
     last_change: Option<Instant>,
 }
@@ -183,6 +185,7 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
             full: HashMap::new(),
             interface_limit: None,
             look_due: now,
+            looks_old_until: None,
             sweep_due: now,
             last_change: None,
         };

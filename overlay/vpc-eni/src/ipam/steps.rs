@@ -767,6 +767,7 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
         if !was_here && !self.home.withdraw(&blocks).is_empty() {
             // That it was nobody's was an old word: pods of this node have its addresses.
             self.look_due = now;
+            self.looks_old_until = Some(now + SETTLES);
             self.worked(&Subject::Removal(eni));
             return self.end(&before, now);
         }
@@ -785,6 +786,7 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
             }
             Some(_) => {
                 self.look_due = now;
+                self.looks_old_until = Some(now + SETTLES);
                 self.worked(&Subject::Removal(eni));
                 self.end(&before, now)
             }
