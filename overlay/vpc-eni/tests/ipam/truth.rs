@@ -299,6 +299,9 @@ async fn an_interface_in_use_is_not_taken_for_a_leak_by_an_old_word() {
         let second = world.eni(1);
         if restarts {
             world.kill().await;
+            world
+                .cloud
+                .set_weather(|weather| weather.answer_after = Duration::ZERO);
             see_as_at(&world, made);
             world.start();
             tokio::time::sleep(Duration::from_secs(30)).await;
