@@ -272,7 +272,7 @@ impl Config {
         if self.lacks_pod_networks() {
             problems.push(match self.vpc_eni {
                 Some(_) => "proxy.detectLocalMode: with vpcEni there are no networks of pods alone; pods are told by \
-                            their devices: InterfaceNamePrefix, and podInterfaceNamePrefix: eni"
+                            their devices: InterfaceNamePrefix, and interfaceNamePrefix: eni"
                     .to_owned(),
                 None => "proxy.podNetworks: is needed where network.config is absent".to_owned(),
             });

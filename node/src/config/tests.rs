@@ -531,7 +531,7 @@ fn the_reference_file_is_accepted_and_names_every_key() {
 }
 
 /// What tells pods from others where there is no network of pods alone.
-const BY_DEVICES: &str = "proxy: {detectLocalMode: InterfaceNamePrefix, podInterfaceNamePrefix: eni}\n";
+const BY_DEVICES: &str = "proxy: {detectLocalMode: InterfaceNamePrefix, interfaceNamePrefix: eni}\n";
 
 #[test]
 fn addresses_of_a_vpc_are_a_pod_network_by_the_peers_variables() {
@@ -561,7 +561,7 @@ fn what_does_not_go_with_addresses_of_a_vpc_is_named() {
     refused(
         "vpcEni: {}",
         "proxy.detectLocalMode: with vpcEni there are no networks of pods alone; pods are told by their devices: \
-         InterfaceNamePrefix, and podInterfaceNamePrefix: eni",
+         InterfaceNamePrefix, and interfaceNamePrefix: eni",
     );
     for (variable, words) in [
         (
