@@ -433,7 +433,7 @@ mod privileged {
             "the address is free",
             Duration::from_secs(60),
             || std::fs::read_to_string(&log).unwrap_or_default(),
-            |log| log.contains(&format!(r#"{{"op":"free","address":"{address}"}}"#)),
+            |log| log.contains(&format!(r#"{{"op":"free","address":"{address}","at":"#)),
         );
         eprintln!("released after {:?}", began.elapsed());
         assert!(
