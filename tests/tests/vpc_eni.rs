@@ -383,6 +383,15 @@ fn pods_of_two_nodes_reach_each_other_and_leave_the_vpc_with_the_nodes_address()
                 node.add(&format!("pod-{number}-{pod}"))?;
             }
         }
+        // A pod's ways come a moment after it: what it sends before may leave by another's interface.
+        for node in &world.nodes {
+            wait::until_value(
+                "each pod has its rules",
+                SOON,
+                || node.ip(&["rule"]).unwrap_or_default(),
+                |rules| rules.matches("512:").count() == 5 && rules.matches("1536:").count() == 2,
+            );
+        }
         let pods = || world.nodes.iter().flat_map(|node| &node.pods);
         for (from, to) in pods().flat_map(|from| pods().map(move |to| (from, to))) {
             let to = SocketAddr::from((to.address, PORT));
@@ -446,7 +455,7 @@ fn what_is_missing_is_named_and_pods_that_run_keep_running() -> Result<()> {
     let mut world = World::build(
         "vpc-denied",
         2,
-        &json!({"WARM_IP_TARGET": "0", "MINIMUM_IP_TARGET": "1"}),
+        &json!({"WARM_IP_TARGET": "1", "MINIMUM_IP_TARGET": "1"}),
     )?;
     for node in &mut world.nodes {
         node.start_agent(&KEYS)?;
@@ -469,9 +478,8 @@ fn what_is_missing_is_named_and_pods_that_run_keep_running() -> Result<()> {
     world.cloud.set_weather(|weather| {
         weather.denied.insert(Action::AssignPrivateIpAddresses);
     });
-    let host = Host::new("vpc-denied-pod")?;
-    let refused = world.nodes[0].cni("ADD", "pod-refused", &host.path())?;
-    assert!(!refused.status.success(), "{refused:?}");
+    // The one that was ready.
+    world.nodes[0].add("pod-second")?;
     world.nodes[0].says(
         "the action is named",
         ["UnauthorizedOperation", "allow ec2:AssignPrivateIpAddresses"],
