@@ -542,7 +542,7 @@ fn addresses_of_a_vpc_are_a_pod_network_by_the_peers_variables() {
     let environment = [("WARM_IP_TARGET", "7"), ("CLUSTER_NAME", "prod")];
     let environment = environment.map(|(name, value)| (name.to_owned(), value.to_owned()));
     let (settings, wrong) = section.settings(environment.into_iter());
-    assert_eq!(wrong, []);
+    assert_eq!(wrong, Vec::<String>::new());
     let expected = vpc_eni::settings::Settings {
         target: vpc_eni::warm::Target::Addresses { warm: 2, minimum: 0 },
         cluster: Some("prod".to_owned()),
@@ -575,6 +575,10 @@ fn what_does_not_go_with_addresses_of_a_vpc_is_named() {
         (
             "AWS_VPC_K8S_CNI_VETHPREFIX: vpc",
             "AWS_VPC_K8S_CNI_VETHPREFIX: pods' devices are called eni… here",
+        ),
+        (
+            "AWS_VPC_K8S_CNI_CONNMARK: \"0x100\"",
+            "AWS_VPC_K8S_CNI_CONNMARK: the mark is 0x80 here",
         ),
         (
             "ENABLE_POD_ENI: \"true\"",

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use vpc_eni::settings::{Refused, Settings};
+use vpc_eni::settings::Settings;
 
 /// Pods with addresses of an AWS VPC.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -25,30 +25,38 @@ const fn yes() -> bool {
 }
 
 impl VpcEni {
-    /// The settings, and what of the variables is refused.
+    /// The settings, and what of the variables is refused: what they cannot mean, and what is not here.
     #[must_use]
-    pub fn settings(&self, environment: impl Iterator<Item = (String, String)>) -> (Settings, Vec<Refused>) {
+    pub fn settings(&self, environment: impl Iterator<Item = (String, String)>) -> (Settings, Vec<String>) {
         let mut variables: BTreeMap<String, String> = environment.collect();
         variables.extend(self.variables.clone());
-        Settings::from_variables(variables)
+        let (settings, refused) = Settings::from_variables(variables);
+        let defaults = Settings::default();
+        let not_here = [
+            (
+                settings.custom_networking.is_some(),
+                "AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG: the agent does not read ENIConfigs yet",
+            ),
+            (
+                settings.veth_prefix != defaults.veth_prefix,
+                "AWS_VPC_K8S_CNI_VETHPREFIX: pods' devices are called eni… here",
+            ),
+            (
+                settings.connmark != defaults.connmark,
+                "AWS_VPC_K8S_CNI_CONNMARK: the mark is 0x80 here",
+            ),
+        ];
+        let refused = refused.iter().map(ToString::to_string);
+        let not_here = not_here.iter().filter(|(is_asked_for, _)| *is_asked_for);
+        let refused = refused
+            .chain(not_here.map(|(_, why)| (*why).to_owned()))
+            .collect();
+        (settings, refused)
     }
 
     pub(super) fn problems(&self) -> Vec<String> {
-        let (settings, refused) = self.settings(std::iter::empty());
-        let mut problems: Vec<String> = refused
-            .iter()
-            .map(|refused| format!("vpcEni.variables: {refused}"))
-            .collect();
-        if settings.custom_networking.is_some() {
-            problems.push(
-                "vpcEni.variables: AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG: the agent does not read ENIConfigs yet".to_owned(),
-            );
-        }
-        if settings.veth_prefix != Settings::default().veth_prefix {
-            problems.push(
-                "vpcEni.variables: AWS_VPC_K8S_CNI_VETHPREFIX: pods' devices are called eni… here".to_owned(),
-            );
-        }
-        problems
+        let (_, refused) = self.settings(std::iter::empty());
+        let of_section = |refused: &String| format!("vpcEni.variables: {refused}");
+        refused.iter().map(of_section).collect()
     }
 }

@@ -82,7 +82,8 @@ pub struct Settings {
     pub node_ports: bool,
     /// `AWS_VPC_K8S_CNI_CONNMARK`.
     pub connmark: u32,
-    /// `AWS_VPC_K8S_CNI_CONFIGURE_RPFILTER`.
+    /// `AWS_VPC_K8S_CNI_CONFIGURE_RPFILTER`: who sets it. The agent keeps it loose whatever this says, as the peer's init
+    /// container does where this is `false`.
     pub sets_rp_filter: bool,
     /// `AWS_VPC_ENI_MTU`, in bytes.
     pub mtu: u16,
@@ -92,7 +93,7 @@ pub struct Settings {
     pub veth_prefix: String,
     /// `INTROSPECTION_BIND_ADDRESS`, unless `DISABLE_INTROSPECTION`.
     pub introspection: Option<String>,
-    /// Whether `:61678/metrics` is served, unless `DISABLE_METRICS`.
+    /// Whether metrics are wanted, unless `DISABLE_METRICS`. The agent has them at its own `metricsBind` in any case.
     pub metrics: bool,
     /// `AWS_EC2_ENDPOINT`.
     pub ec2_endpoint: Option<String>,

@@ -1,4 +1,4 @@
-//! How often EC2 was called, for metrics: around whoever calls it.
+//! How often EC2 was called, for metrics: around whoever calls it. A list of several pages counts as one call.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -124,9 +124,10 @@ impl<E: Ec2> Ec2 for Tallied<E> {
     }
 
     async fn unassign(&self, eni: &EniId, addresses: &Addresses) -> Called<()> {
-        self.note(
-            Action::UnassignPrivateIpAddresses,
-            self.ec2.unassign(eni, addresses).await,
-        )
+        let action = match addresses.prefixes_v6.is_empty() {
+            true => Action::UnassignPrivateIpAddresses,
+            false => Action::UnassignIpv6Addresses,
+        };
+        self.note(action, self.ec2.unassign(eni, addresses).await)
     }
 }

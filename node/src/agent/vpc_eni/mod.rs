@@ -83,7 +83,6 @@ impl Manager {
     pub async fn run(self, part: Part, shutdown: CancellationToken) -> anyhow::Result<()> {
         let (settings, refused) = self.section.settings(std::env::vars());
         if !refused.is_empty() {
-            let refused: Vec<String> = refused.iter().map(ToString::to_string).collect();
             bail!("the environment cannot be used: {}", refused.join("; "));
         }
         let pods = self.pods.open().await?;

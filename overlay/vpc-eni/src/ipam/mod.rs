@@ -1,15 +1,17 @@
 //! The manager itself: it looks at EC2, compares what there is with what is wanted, and takes one step after the other.
 //!
 //! - [`node`] is what this node's interfaces have.
-//! - `looks` asks EC2 what there is, `steps` has it changed.
+//! - `looks` asks EC2 what there is, `steps` has it changed: `making` and `removing` are the steps of several calls.
 //! - [`problem`] is what does not work.
 //!
 //! All of it is one task with one call under way at a time: what a step was planned of cannot change while it is taken,
 //! but for pods that come and go, whom the book of addresses protects.
 
 mod looks;
+mod making;
 pub mod node;
 pub mod problem;
+mod removing;
 mod steps;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
