@@ -3,7 +3,7 @@
 
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::unix::fs::FileTypeExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,7 @@ use crate::directory::Directory;
 use crate::fake_api::FakeApi;
 use crate::ledger::Ledger;
 use crate::probe::{self, Attempts, Flows, Kind};
-use crate::process::{self, Place, Process};
+use crate::process::{self, Output, Place, Process};
 use crate::topology::{Host, Lan};
 use crate::{etcd, wait};
 
@@ -59,6 +59,24 @@ pub struct Ran {
     pub success: bool,
     /// What it printed.
     pub output: Value,
+}
+
+/// Runs the plugin as a runtime does, for `eth0` of a pod that is called as its container; it asks the agent at `socket`.
+///
+/// # Errors
+/// When it cannot be run.
+pub fn run_plugin(place: &Place, socket: &Path, command: &str, id: &str, netns: &str) -> Result<Output> {
+    let mut plugin = process::command(place, programs().join("causeway-cni"));
+    plugin.env("CNI_COMMAND", command).env("CNI_PATH", programs());
+    if command != "STATUS" {
+        plugin
+            .env("CNI_CONTAINERID", id)
+            .env("CNI_NETNS", netns)
+            .env("CNI_IFNAME", "eth0")
+            .env("CNI_ARGS", format!("K8S_POD_NAMESPACE=default;K8S_POD_NAME={id}"));
+    }
+    let config = json!({"cniVersion": "1.1.0", "name": "causeway", "type": "causeway-cni", "socket": socket});
+    process::run_in(place, &mut plugin, config.to_string().as_bytes())
 }
 
 /// Processes end before what they stand on goes: fields are dropped in this order.
@@ -335,19 +353,7 @@ impl Network {
     #[must_use]
     pub fn cni(&self, number: usize, command: &str, id: &str, netns: &str) -> Ran {
         let place = self.host(number).place();
-        let mut plugin = process::command(&place, programs().join("causeway-cni"));
-        plugin.env("CNI_COMMAND", command).env("CNI_PATH", programs());
-        if command != "STATUS" {
-            plugin
-                .env("CNI_CONTAINERID", id)
-                .env("CNI_NETNS", netns)
-                .env("CNI_IFNAME", "eth0")
-                .env("CNI_ARGS", format!("K8S_POD_NAMESPACE=default;K8S_POD_NAME={id}"));
-        }
-        let config = json!({
-            "cniVersion": "1.1.0", "name": "causeway", "type": "causeway-cni", "socket": self.path(number, "cni.sock"),
-        });
-        let output = process::run_in(&place, &mut plugin, config.to_string().as_bytes());
+        let output = run_plugin(&place, &self.path(number, "cni.sock"), command, id, netns);
         let output = output.expect("the plugin runs");
         Ran {
             success: output.status.success(),

@@ -11,9 +11,10 @@ use anyhow::{Context, Result, ensure};
 use fake_vpc::fabric::{Drops, Place};
 use fake_vpc::{Cloud, Fabric, Server};
 use serde_json::{Value, json};
-use tests::cluster::{program, programs};
+use tests::cluster::program;
 use tests::directory::Directory;
 use tests::fake_api::FakeApi;
+use tests::network::run_plugin;
 use tests::process::{self, Output, Process};
 use tests::topology::Host;
 use tests::{http, privileged, probe, wait};
@@ -191,20 +192,8 @@ impl Node {
     }
 
     fn cni(&self, command: &str, id: &str, netns: &str) -> Result<Output> {
-        let place = self.host.place();
-        let mut plugin = process::command(&place, programs().join("causeway-cni"));
-        plugin.env("CNI_COMMAND", command).env("CNI_PATH", programs());
-        if command != "STATUS" {
-            plugin
-                .env("CNI_CONTAINERID", id)
-                .env("CNI_NETNS", netns)
-                .env("CNI_IFNAME", "eth0")
-                .env("CNI_ARGS", format!("K8S_POD_NAMESPACE=default;K8S_POD_NAME={id}"));
-        }
         let socket = self.directory.path().join("cni.sock");
-        let config =
-            json!({"cniVersion": "1.1.0", "name": "causeway", "type": "causeway-cni", "socket": socket});
-        process::run_in(&place, &mut plugin, config.to_string().as_bytes())
+        run_plugin(&self.host.place(), &socket, command, id, netns)
     }
 
     #[track_caller]

@@ -12,6 +12,7 @@ use netlink::route::TABLE_MAIN;
 use netlink::rule::{Action, Rule};
 
 use super::{Interface, Interfaces, Random, Snat, Ways};
+use crate::pool::masked;
 use crate::reconcile::PodRoute;
 
 /// What has this bit leaves by the primary interface: of packets, and of connections. amazon-vpc-cni-k8s's.
@@ -215,11 +216,6 @@ fn marked() -> Rule {
         mark: (MARK, MARK),
         ..rule(MARKED, TABLE_MAIN)
     }
-}
-
-/// The network without the bits of a host in it, as the kernel tells it.
-fn masked(network: IpNetwork) -> IpNetwork {
-    IpNetwork::new(network.network(), network.prefix()).unwrap_or(network)
 }
 
 fn uplinks(interfaces: &Interfaces, mtu: Mtu, rejected: &mut Vec<Rejected>) -> BTreeMap<MacAddr, Uplink> {

@@ -14,7 +14,7 @@
 
 use ipnetwork::IpNetwork;
 use model::IpFamily;
-use model::wiring::HOST_IFNAME_PREFIX;
+use model::wiring::{ENI_IFNAME_PREFIX, HOST_IFNAME_PREFIX};
 use netlink::nft::object::ChainKind;
 use netlink::nft::rule::Interface;
 use netlink::nft::{BaseChain, Chain, Hook, Layout, Rule, Table};
@@ -27,7 +27,7 @@ use crate::owned_table::nft_family;
 const TABLE: &str = "causeway-vpc";
 
 /// Begin of the names of pods' devices: ours, and those of amazon-vpc-cni-k8s that a node had before.
-const POD_DEVICES: [&str; 2] = [HOST_IFNAME_PREFIX, "eni"];
+const POD_DEVICES: [&str; 2] = [HOST_IFNAME_PREFIX, ENI_IFNAME_PREFIX];
 
 /// `priority mangle`.
 const BEFORE_SERVICES: i32 = -150;
