@@ -95,7 +95,13 @@ fn remove_state(state: &StateDir) -> anyhow::Result<()> {
     for dir in directories {
         ignore_absent(fs::remove_dir_all(&dir), &dir)?;
     }
-    for file in [state.settings(), state.admin_kubeconfig(), state.processes()] {
+    let files = [
+        state.settings(),
+        state.admin_kubeconfig(),
+        state.processes(),
+        state.vpc(),
+    ];
+    for file in files {
         ignore_absent(fs::remove_file(&file), &file)?;
     }
     match fs::remove_dir(state.root()) {

@@ -54,6 +54,11 @@ impl StateDir {
         self.root.join("store")
     }
 
+    /// What the nodes' VPC has, where they are in one.
+    pub fn vpc(&self) -> PathBuf {
+        self.root.join("vpc.json")
+    }
+
     /// Log files, one a process.
     pub fn logs(&self) -> PathBuf {
         self.root.join("logs")

@@ -24,6 +24,7 @@ mod status;
 mod supervise;
 mod underlay;
 mod up;
+mod vpc;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -69,6 +70,9 @@ enum Command {
     /// The control plane: store, API server, controllers, scheduler
     #[command(hide = true)]
     ControlPlane(StateDirArg),
+    /// The nodes' VPC: EC2, metadata services, router
+    #[command(hide = true)]
+    Vpc(StateDirArg),
     /// A node's kubelet
     #[command(hide = true)]
     Kubelet {
@@ -122,6 +126,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Status(args) => status::status(&args),
         Command::Image(command) => image::image(&command),
         Command::ControlPlane(state) => serve::control_plane(&state.open()?).map(done),
+        Command::Vpc(state) => serve::vpc(&state.open()?).map(done),
         Command::Kubelet { config } => serve::kubelet(&config).map(done),
         Command::Supervise(state) => serve::supervisor(&state.open()?).map(done),
         Command::Enter(args) => enter::enter(&args).map(done),

@@ -1,6 +1,7 @@
 //! What is written for a node before its processes start: certificates, kubeconfigs, and one configuration file for
 //! each of kubelet, agent and DNS.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
@@ -13,7 +14,7 @@ use crate::kubeconfig;
 use crate::layout::{NodeDir, StateDir};
 use crate::pki::{Authority, Leaf, Usage};
 use crate::preflight::Programs;
-use crate::settings::{self, Agent, Datapath, Network, Settings};
+use crate::settings::{self, Agent, Datapath, Settings, Vpc};
 
 /// What the files are made of.
 pub struct NodeFiles<'a> {
@@ -116,7 +117,7 @@ fn kubelet_config(node: &NodeFiles<'_>, dir: &NodeDir) -> anyhow::Result<Value> 
         Agent::BuiltIn => node.programs.cni_dir.clone(),
         Agent::None => dir.cni_bin(),
     };
-    Ok(json!({
+    let mut config = json!({
         "nodeName": node.name,
         "kubeconfig": dir.kubeconfig("kubelet"),
         "stateDir": dir.kubelet(),
@@ -139,32 +140,29 @@ fn kubelet_config(node: &NodeFiles<'_>, dir: &NodeDir) -> anyhow::Result<Value> 
             "/var/lib/causeway/node": dir.agent(),
             "/var/lib/causeway/dns": dir.dns(),
         },
-    }))
+    });
+    if let Some(vpc) = &settings.vpc {
+        config["maxPods"] = json!(vpc.max_pods());
+        // What a cloud provider's controller labels Nodes with.
+        config["nodeLabels"] = json!({
+            "node.kubernetes.io/instance-type": vpc.instance_type,
+            "topology.kubernetes.io/region": crate::vpc::REGION,
+            "topology.kubernetes.io/zone": crate::vpc::ZONE,
+        });
+    }
+    Ok(config)
 }
 
 fn agent_config(node: &NodeFiles<'_>, dir: &NodeDir) -> anyhow::Result<Value> {
     let settings = node.settings;
-    let mode = match settings.network {
-        Network::Vxlan => "vxlan",
-        Network::HostGw => "host-gw",
-    };
     let datapath = match settings.datapath {
         Datapath::Ebpf => "ebpf",
         Datapath::Nftables => "nftables",
         Datapath::Iptables => "iptables",
     };
-    Ok(json!({
+    let mut config = json!({
         "nodeName": node.name,
         "kubernetes": {"kubeconfig": dir.kubeconfig("agent")},
-        "network": {
-            "mode": mode,
-            "leases": settings.leases,
-            "etcd": etcd_config(node),
-            "interface": "eth0",
-            "publicIp": settings.node_address(node.index),
-            "publicIpV6": settings.node_address_v6(node.index),
-            "config": network_config(settings, mode),
-        },
         // The BPF file system is the node's own (`machine::machine_init`), and so is the agent's usual directory on it.
         "proxy": {
             "datapath": datapath,
@@ -174,7 +172,35 @@ fn agent_config(node: &NodeFiles<'_>, dir: &NodeDir) -> anyhow::Result<Value> {
         "dns": {"address": settings.cluster_dns()},
         "cni": {"confDir": dir.cni_conf()},
         "stateDir": dir.agent(),
-    }))
+    });
+    match &settings.vpc {
+        Some(vpc) => config["vpcEni"] = vpc_config(settings, vpc),
+        None => config["network"] = overlay_config(node),
+    }
+    Ok(config)
+}
+
+fn vpc_config(settings: &Settings, vpc: &Vpc) -> Value {
+    let mut variables = BTreeMap::from([(
+        "AWS_EC2_ENDPOINT".to_owned(),
+        format!("http://{}", crate::vpc::ec2_address(settings)),
+    )]);
+    variables.extend(vpc.variables.clone());
+    json!({"variables": variables, "maxPods": vpc.max_pods()})
+}
+
+fn overlay_config(node: &NodeFiles<'_>) -> Value {
+    let settings = node.settings;
+    let mode = settings.network.to_string();
+    json!({
+        "mode": mode,
+        "leases": settings.leases,
+        "etcd": etcd_config(node),
+        "interface": "eth0",
+        "publicIp": settings.node_address(node.index),
+        "publicIpV6": settings.node_address_v6(node.index),
+        "config": network_config(settings, &mode),
+    })
 }
 
 /// flannel's network configuration.

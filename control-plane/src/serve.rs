@@ -51,14 +51,13 @@ fn units(state: &StateDir, settings: &Settings, programs: &Programs) -> anyhow::
     };
 
     let root = text(state.root());
-    let control_plane = [
-        cluster.clone(),
-        "control-plane".to_owned(),
-        "--state-dir".to_owned(),
-        root,
-    ];
     let place = ["--cgroup".to_owned(), text(&cgroup.control_plane())];
-    let mut units = vec![unit("control-plane".to_owned(), enter(&place, &control_plane))];
+    let of_cluster = |what: &str| {
+        let words = [&cluster, what, "--state-dir", &root].map(str::to_owned);
+        unit(what.to_owned(), enter(&place, &words))
+    };
+    let mut units = vec![of_cluster("control-plane")];
+    units.extend(settings.vpc.is_some().then(|| of_cluster("vpc")));
     for name in settings.node_names() {
         let places = [
             "--net".to_owned(),
@@ -111,6 +110,15 @@ pub fn control_plane(state: &StateDir) -> anyhow::Result<()> {
     let settings = load(state)?;
     runtime()?.block_on(until_signalled(|shutdown| {
         run_control_plane(state.clone(), settings, shutdown)
+    }))
+}
+
+/// `causeway-cluster vpc`.
+pub fn vpc(state: &StateDir) -> anyhow::Result<()> {
+    log_to_stderr();
+    let settings = load(state)?;
+    runtime()?.block_on(until_signalled(|shutdown| {
+        crate::vpc::run(state.clone(), settings, shutdown)
     }))
 }
 

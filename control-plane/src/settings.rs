@@ -1,5 +1,7 @@
 //! What a cluster was asked to be: validated once, kept in the state directory, read by `down` and `status`.
 
+mod vpc;
+
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -8,6 +10,8 @@ use anyhow::{Context, bail, ensure};
 use apiserver::{Cidrs, Gates, KubernetesVersion};
 use ipnetwork::{IpNetwork, Ipv4Network};
 use serde::{Deserialize, Serialize};
+
+pub use vpc::{Vpc, VpcArgs, default_underlay};
 
 /// How Services reach their endpoints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -29,6 +33,8 @@ pub enum Network {
     Vxlan,
     /// Plain routes through the nodes' addresses.
     HostGw,
+    /// Addresses of an AWS VPC, which is a fake one: EC2, metadata services and a router on this machine.
+    VpcEni,
 }
 
 impl fmt::Display for Network {
@@ -36,6 +42,7 @@ impl fmt::Display for Network {
         f.write_str(match self {
             Self::Vxlan => "vxlan",
             Self::HostGw => "host-gw",
+            Self::VpcEni => "vpc-eni",
         })
     }
 }
@@ -123,8 +130,11 @@ pub struct Settings {
     /// Where nodes' subnets are kept. State that was kept from before there was a choice has them in etcd.
     #[serde(default)]
     pub leases: Leases,
+    /// What nodes are in a VPC; there with [`Network::VpcEni`] alone.
+    #[serde(default)]
+    pub vpc: Option<Vpc>,
     /// Pods' addresses: an IPv4 network, of which every node leases a /24, and an IPv6 network next to it where pods
-    /// shall have both, of which it leases a /64.
+    /// shall have both, of which it leases a /64. In a VPC pods have addresses of the nodes' own network.
     pub pod_cidr: Cidrs,
     /// Services' addresses: an IPv4 network, and an IPv6 network next to it where Services may have both.
     pub service_cidr: Cidrs,
@@ -172,13 +182,15 @@ impl Settings {
             self.nodes
         );
         self.validate_underlay_cidr()?;
-        let pods = self.validate_pod_cidr()?;
+        match &self.vpc {
+            Some(vpc) => vpc.validate(self)?,
+            None => self.validate_pod_cidr()?,
+        }
         self.validate_service_cidr()?;
-        let networks = [
-            ("pod", self.pod_cidr),
-            ("service", self.service_cidr),
-            ("underlay", self.underlay_cidr),
-        ];
+        let mut networks = vec![("service", self.service_cidr), ("underlay", self.underlay_cidr)];
+        if self.vpc.is_none() {
+            networks.insert(0, ("pod", self.pod_cidr));
+        }
         for (i, (name, cidrs)) in networks.iter().enumerate() {
             for (other_name, others) in &networks[i + 1..] {
                 let mut pairs = cidrs
@@ -189,12 +201,6 @@ impl Settings {
                 }
             }
         }
-        let subnets = (1u32 << (24 - pods.prefix())) - 1;
-        ensure!(
-            u32::from(self.nodes) <= subnets,
-            "--pod-cidr {pods}: --nodes {} need a /24 each, and {subnets} can be leased of it",
-            self.nodes
-        );
         ensure!(
             self.api_port != 0,
             "--api-port 0: a port from 1 to 65535 is needed"
@@ -235,8 +241,9 @@ impl Settings {
         Ok(())
     }
 
-    /// The IPv4 network comes first. An IPv6 one has a /64 for each of the nodes that fit on one machine.
-    fn validate_pod_cidr(&self) -> anyhow::Result<Ipv4Network> {
+    /// The IPv4 network comes first, with a /24 for each node. An IPv6 one has a /64 for each of the nodes that fit on
+    /// one machine.
+    fn validate_pod_cidr(&self) -> anyhow::Result<()> {
         let IpNetwork::V4(primary) = self.pod_cidr.primary() else {
             bail!(
                 "--pod-cidr {}: the IPv4 network comes first, as in 10.244.0.0/16,fd00:10:244::/48",
@@ -258,7 +265,13 @@ impl Settings {
                 self.underlay_cidr.primary()
             );
         }
-        Ok(primary)
+        let subnets = (1u32 << (24 - primary.prefix())) - 1;
+        ensure!(
+            u32::from(self.nodes) <= subnets,
+            "--pod-cidr {primary}: --nodes {} need a /24 each, and {subnets} can be leased of it",
+            self.nodes
+        );
+        Ok(())
     }
 
     fn validate_underlay_cidr(&self) -> anyhow::Result<()> {
@@ -296,7 +309,7 @@ impl Settings {
     /// Refuses what a store that was kept contradicts: leases and ClusterIPs in it are of the networks that it was
     /// made with, and its cluster would go on with those.
     pub fn check_kept(&self, kept: &Self) -> anyhow::Result<()> {
-        let rows = [
+        let mut rows = vec![
             ("--pod-cidr", kept.pod_cidr.to_string(), self.pod_cidr.to_string()),
             (
                 "--service-cidr",
@@ -306,6 +319,12 @@ impl Settings {
             ("--network", kept.network.to_string(), self.network.to_string()),
             ("--leases", kept.leases.to_string(), self.leases.to_string()),
         ];
+        if let (Some(kept_vpc), Some(vpc)) = (&kept.vpc, &self.vpc) {
+            let [kept, asked] = [kept, self].map(|settings| settings.underlay_cidr.to_string());
+            rows.push(("--underlay-cidr", kept, asked));
+            let [kept, asked] = [kept_vpc, vpc].map(|vpc| vpc.instance_type.clone());
+            rows.push(("--instance-type", kept, asked));
+        }
         for (flag, kept, asked) in rows {
             ensure!(
                 kept == asked,
@@ -385,15 +404,17 @@ impl Settings {
         self.underlay_address_v6(1)
     }
 
-    fn underlay_address(&self, n: u32) -> Ipv4Addr {
+    /// The IPv4 network between the nodes.
+    pub fn underlay_network(&self) -> Ipv4Network {
         let network = match self.underlay_cidr.primary() {
             IpNetwork::V4(network) => Some(network),
             IpNetwork::V6(_) => None,
         };
-        nth(
-            network.expect("invariant: validate() admits only an IPv4 network first"),
-            n,
-        )
+        network.expect("invariant: validate() admits only an IPv4 network first")
+    }
+
+    fn underlay_address(&self, n: u32) -> Ipv4Addr {
+        nth(self.underlay_network(), n)
     }
 
     fn underlay_address_v6(&self, n: u32) -> Option<Ipv6Addr> {

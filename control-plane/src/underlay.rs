@@ -1,5 +1,6 @@
 //! The network between the nodes: a bridge on the host that stands for the data centre's LAN, and a network
 //! namespace per node with its `eth0` on that bridge. The host is the LAN's router and stands outside the cluster.
+//! In a VPC there is no bridge: [`crate::vpc`] has the devices, and the host is the VPC's router.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -68,6 +69,19 @@ fn overlaps(destination: IpNetwork, underlay: IpNetwork) -> bool {
 
 /// Makes the bridge and all nodes' namespaces.
 pub fn create(settings: &Settings, state: &StateDir) -> anyhow::Result<()> {
+    if settings.vpc.is_some() {
+        for name in settings.node_names() {
+            create_namespace(&name).with_context(|| format!("making the network of {name}"))?;
+        }
+        crate::vpc::create(settings, state)?;
+    } else {
+        create_lan(settings)?;
+    }
+    Nft::open()?.ensure(&masquerade(settings.underlay_cidr.primary()))?;
+    forward(state)
+}
+
+fn create_lan(settings: &Settings) -> anyhow::Result<()> {
     let mut host = Netlink::open()?;
     let bridge = host.create_link(&NewLink {
         up: true,
@@ -92,8 +106,16 @@ pub fn create(settings: &Settings, state: &StateDir) -> anyhow::Result<()> {
         create_node(&mut host, bridge.index, settings, &name, addresses)
             .with_context(|| format!("making the network of {name}"))?;
     }
-    Nft::open()?.ensure(&masquerade(settings.underlay_cidr.primary()))?;
-    forward(state)
+    Ok(())
+}
+
+/// A node's namespace, with nothing but a loopback device that is up.
+fn create_namespace(node: &str) -> anyhow::Result<Namespace> {
+    let namespace = Namespace::create(&namespace_name(node))?;
+    let mut inside = Netlink::open_in(&namespace)?;
+    let loopback = inside.link_named("lo")?.context("lo is missing")?;
+    inside.change_link(loopback.index, &LinkChange::up())?;
+    Ok(namespace)
 }
 
 fn masquerade(underlay: IpNetwork) -> Layout {
@@ -118,7 +140,7 @@ fn create_node(
     name: &str,
     addresses: Addresses,
 ) -> anyhow::Result<()> {
-    let namespace = Namespace::create(&namespace_name(name))?;
+    let namespace = create_namespace(name)?;
     let peer = VethPeer {
         name: NODE_DEVICE.to_owned(),
         mac: None,
@@ -133,27 +155,23 @@ fn create_node(
     host.change_link(port.index, &LinkChange::master(bridge))?;
 
     let mut inside = Netlink::open_in(&namespace)?;
-    for device in ["lo", NODE_DEVICE] {
-        let link = inside
-            .link_named(device)?
-            .with_context(|| format!("{device} is missing"))?;
-        inside.change_link(link.index, &LinkChange::up())?;
-        if device == NODE_DEVICE {
-            addresses.add(&mut inside, link.index, settings)?;
-            let gateways = [
-                Some((
-                    IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-                    settings.control_plane_address().into(),
-                )),
-                settings
-                    .control_plane_address_v6()
-                    .map(|gateway| (IpAddr::V6(Ipv6Addr::UNSPECIFIED), gateway.into())),
-            ];
-            for (everywhere, gateway) in gateways.into_iter().flatten() {
-                let everywhere = IpNetwork::new(everywhere, 0)?;
-                inside.replace_route(&Route::via(everywhere, gateway, link.index, STATIC))?;
-            }
-        }
+    let link = inside
+        .link_named(NODE_DEVICE)?
+        .with_context(|| format!("{NODE_DEVICE} is missing"))?;
+    inside.change_link(link.index, &LinkChange::up())?;
+    addresses.add(&mut inside, link.index, settings)?;
+    let gateways = [
+        Some((
+            IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            settings.control_plane_address().into(),
+        )),
+        settings
+            .control_plane_address_v6()
+            .map(|gateway| (IpAddr::V6(Ipv6Addr::UNSPECIFIED), gateway.into())),
+    ];
+    for (everywhere, gateway) in gateways.into_iter().flatten() {
+        let everywhere = IpNetwork::new(everywhere, 0)?;
+        inside.replace_route(&Route::via(everywhere, gateway, link.index, STATIC))?;
     }
     Ok(())
 }
@@ -203,6 +221,7 @@ pub fn destroy(state: &StateDir) -> anyhow::Result<()> {
         host.delete_link(link.index).absent_is_fine()?;
     }
     Nft::open()?.remove(&Table::new(Family::Ip, TABLE))?;
+    crate::vpc::destroy()?;
     match fs::read_to_string(state.ip_forward_before()) {
         Ok(before) => {
             sysctl::write(IP_FORWARD, before.trim())?;

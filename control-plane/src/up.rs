@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use apiserver::{Cidrs, Gates, KubernetesVersion};
 
 use crate::cgroup::Cgroup;
@@ -15,9 +15,9 @@ use crate::owner::{self, Owner};
 use crate::pki::{self, Authority, Leaf, Usage};
 use crate::preflight::{self, Programs};
 use crate::progress::Progress;
-use crate::settings::{Agent, Datapath, EtcdArgs, Leases, Network, Settings};
+use crate::settings::{Agent, Datapath, EtcdArgs, Leases, Network, Settings, VpcArgs, default_underlay};
 use crate::status::Wanted;
-use crate::{DEFAULT_STATE_DIR, StateDirArg, down, kubeconfig, machine, status, supervise, underlay};
+use crate::{DEFAULT_STATE_DIR, StateDirArg, down, kubeconfig, machine, status, supervise, underlay, vpc};
 
 /// Flags of `up`.
 #[derive(Clone, Debug, clap::Args)]
@@ -30,13 +30,16 @@ pub struct UpArgs {
     /// How Services reach their endpoints
     #[arg(long, value_enum, default_value = "ebpf")]
     datapath: Datapath,
-    /// How pods of different nodes reach each other
+    /// How pods of different nodes reach each other. With vpc-eni they have addresses of a VPC that is a fake one: EC2
+    /// at port 8773 of the network's first address, and a metadata service at 169.254.169.254 on each node
     #[arg(long, value_enum, default_value = "vxlan")]
     network: Network,
     /// Where it is kept which node has which addresses for pods: in etcd as flannel does, or in Node objects
-    /// (spec.podCIDRs)
-    #[arg(long, value_enum, default_value = "etcd")]
-    leases: Leases,
+    /// (spec.podCIDRs) [default: etcd]
+    #[arg(long, value_enum)]
+    leases: Option<Leases>,
+    #[command(flatten)]
+    vpc: VpcArgs,
     /// What programs the nodes' network: this build's agent and DNS server, or (none) what you install into the
     /// cluster, which says itself what --datapath and --network say otherwise; until then the nodes are not Ready.
     /// With none, pod networks of node/deploy need --leases kubernetes, which gives the Nodes podCIDRs
@@ -45,17 +48,19 @@ pub struct UpArgs {
     #[command(flatten)]
     etcd: EtcdArgs,
     /// Addresses for pods; each node leases a /24. With an IPv6 network behind a comma they have both
-    #[arg(long, default_value = "10.244.0.0/16", value_name = "CIDR[,CIDR]")]
-    pod_cidr: Cidrs,
+    /// [default: 10.244.0.0/16]
+    #[arg(long, value_name = "CIDR[,CIDR]")]
+    pod_cidr: Option<Cidrs>,
     /// Addresses for Services; with an IPv6 network behind a comma they may have both
     #[arg(long, default_value = "10.96.0.0/12", value_name = "CIDR[,CIDR]")]
     service_cidr: Cidrs,
     /// Serve externalIPs of Services: whoever may write a Service can then take over any address
     #[arg(long)]
     allow_external_ips: bool,
-    /// The network between the nodes; with an IPv6 network behind a comma they have both
-    #[arg(long, default_value = "172.30.0.0/24", value_name = "CIDR[,CIDR]")]
-    underlay_cidr: Cidrs,
+    /// The network between the nodes; with an IPv6 network behind a comma they have both. With --network vpc-eni it is the
+    /// VPC's, and pods have addresses of it, too [default: 172.30.0.0/24; of a VPC 172.30.0.0/16]
+    #[arg(long, value_name = "CIDR[,CIDR]")]
+    underlay_cidr: Option<Cidrs>,
     /// Port of the API server
     #[arg(long, default_value_t = 6443)]
     api_port: u16,
@@ -80,16 +85,27 @@ pub struct UpArgs {
 
 impl UpArgs {
     fn settings(&self) -> anyhow::Result<Settings> {
+        let vpc = self.vpc.vpc(self.network)?;
+        ensure!(
+            vpc.is_none() || self.leases.is_none() && self.pod_cidr.is_none(),
+            "--leases and --pod-cidr do not go with --network vpc-eni, whose pods have addresses of --underlay-cidr"
+        );
+        let underlay_cidr = self.underlay_cidr.unwrap_or_else(|| default_underlay(self.network));
+        let pod_cidr = match vpc {
+            Some(_) => underlay_cidr,
+            None => self.pod_cidr.unwrap_or_else(default_pod_cidr),
+        };
         let settings = Settings {
             nodes: self.nodes,
             datapath: self.datapath,
             network: self.network,
             agent: self.agent,
-            leases: self.leases,
-            pod_cidr: self.pod_cidr,
+            leases: self.leases.unwrap_or_default(),
+            vpc,
+            pod_cidr,
             service_cidr: self.service_cidr,
             allow_external_ips: self.allow_external_ips,
-            underlay_cidr: self.underlay_cidr,
+            underlay_cidr,
             api_port: self.api_port,
             etcd_port: self.etcd_port,
             etcd: self.etcd.external()?,
@@ -100,6 +116,10 @@ impl UpArgs {
         settings.validate()?;
         Ok(settings)
     }
+}
+
+fn default_pod_cidr() -> Cidrs {
+    "10.244.0.0/16".parse().expect("invariant: a network in a constant")
 }
 
 /// Brings the cluster up and waits until its nodes are Ready. What was half-made is removed when that fails.
@@ -338,8 +358,16 @@ fn what_now(settings: &Settings, seconds: f64, state: &StateDir) -> String {
         Agent::None => ("registered", hint_without_agent(settings)),
     };
     let noun = if settings.nodes == 1 { "node" } else { "nodes" };
+    let ec2 = match &settings.vpc {
+        Some(_) => format!(
+            "EC2 of the nodes' VPC answers at http://{}, for region {}.\n\n",
+            vpc::ec2_address(settings),
+            vpc::REGION
+        ),
+        None => String::new(),
+    };
     format!(
-        "{} {noun} {are} after {seconds:.1} s.\n\n{next}  export KUBECONFIG={}\n  kubectl get nodes -o wide\n  {}",
+        "{} {noun} {are} after {seconds:.1} s.\n\n{next}{ec2}  export KUBECONFIG={}\n  kubectl get nodes -o wide\n  {}",
         settings.nodes,
         state.admin_kubeconfig().display(),
         down_command(state)
@@ -347,9 +375,9 @@ fn what_now(settings: &Settings, seconds: f64, state: &StateDir) -> String {
 }
 
 fn hint_without_agent(settings: &Settings) -> String {
-    let pod_cidrs = match settings.leases {
-        Leases::Kubernetes => "",
-        Leases::Etcd => {
+    let pod_cidrs = match (settings.leases, &settings.vpc) {
+        (Leases::Kubernetes, _) | (_, Some(_)) => "",
+        (Leases::Etcd, None) => {
             "Nodes have no podCIDRs, which pod networks of node/deploy need: up --leases kubernetes gives them.\n"
         }
     };
@@ -414,6 +442,13 @@ mod tests {
                 &["--agent", "none", "--leases", "kubernetes"],
                 "3 nodes registered",
                 format!("{installed}\n"),
+                "causeway down --state-dir /x",
+            ),
+            (
+                "/x",
+                &["--network", "vpc-eni"],
+                "3 nodes Ready",
+                "EC2 of the nodes' VPC answers at http://172.30.0.1:8773, for region eu-west-1.\n\n".to_owned(),
                 "causeway down --state-dir /x",
             ),
         ];

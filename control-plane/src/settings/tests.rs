@@ -9,6 +9,7 @@ fn settings() -> Settings {
         network: Network::Vxlan,
         agent: Agent::BuiltIn,
         leases: Leases::Etcd,
+        vpc: None,
         pod_cidr: "10.244.0.0/16".parse().expect("valid"),
         service_cidr: "10.96.0.0/12".parse().expect("valid"),
         allow_external_ips: false,
@@ -221,5 +222,108 @@ fn a_kept_store_refuses_other_networks_and_takes_other_numbers() {
         change(&mut asked);
         let refused = asked.check_kept(&settings()).err().map(|error| error.to_string());
         assert_eq!(refused.as_deref(), message);
+    }
+}
+
+fn in_a_vpc() -> Settings {
+    let variables = [("WARM_IP_TARGET".to_owned(), "2".to_owned())];
+    let network = default_underlay(Network::VpcEni);
+    Settings {
+        network: Network::VpcEni,
+        vpc: Some(Vpc {
+            instance_type: "m5.large".to_owned(),
+            variables: variables.into(),
+        }),
+        pod_cidr: network,
+        underlay_cidr: network,
+        ..settings()
+    }
+}
+
+#[test]
+fn a_vpc_that_cannot_be_is_refused_with_the_flag_named() {
+    type Spoil = fn(&mut Settings);
+    fn vpc(settings: &mut Settings) -> &mut Vpc {
+        settings.vpc.as_mut().expect("in a VPC")
+    }
+    let rows: [(&str, Spoil); 5] = [
+        (
+            "--instance-type m5.huge: the fake EC2 has t3.micro, t3.small, t3.medium, t3.large, m5.large, m5.xlarge, \
+             m5.4xlarge, c5.large, t2.micro, m4.large",
+            |s| vpc(s).instance_type = "m5.huge".to_owned(),
+        ),
+        (
+            "--vpc-eni ENABLE_IPv6=true: the cluster's VPC has no IPv6 yet",
+            |s| {
+                let family = [("ENABLE_IPv4", "false"), ("ENABLE_IPv6", "true")];
+                let family = family.map(|(name, value)| (name.to_owned(), value.to_owned()));
+                vpc(s).variables.extend(family);
+            },
+        ),
+        (
+            "--underlay-cidr 172.30.0.0/16,fd00:172:30::/64: the cluster's VPC has no IPv6 yet",
+            |s| s.underlay_cidr = "172.30.0.0/16,fd00:172:30::/64".parse().expect("valid"),
+        ),
+        (
+            "--underlay-cidr 172.16.0.0/12: a VPC's network is a /16 at the largest",
+            |s| s.underlay_cidr = "172.16.0.0/12".parse().expect("valid"),
+        ),
+        (
+            "--service-cidr 172.30.128.0/17 overlaps --underlay-cidr 172.30.0.0/16",
+            |s| s.service_cidr = "172.30.128.0/17".parse().expect("valid"),
+        ),
+    ];
+    in_a_vpc().validate().expect("valid");
+    for (message, spoil) in rows {
+        let mut settings = in_a_vpc();
+        spoil(&mut settings);
+        assert_eq!(settings.validate().expect_err(message).to_string(), message);
+    }
+    let mut refused = in_a_vpc();
+    vpc(&mut refused).variables.insert("WARM_IP_TARGET".to_owned(), "many".to_owned());
+    let refused = refused.validate().expect_err("no number").to_string();
+    assert!(refused.starts_with("--vpc-eni WARM_IP_TARGET=many: "), "{refused}");
+}
+
+#[test]
+fn a_kept_vpc_refuses_other_addresses_and_instances() {
+    let mut asked = in_a_vpc();
+    asked.vpc.as_mut().expect("in a VPC").variables.clear();
+    assert!(asked.check_kept(&in_a_vpc()).is_ok());
+    asked.vpc.as_mut().expect("in a VPC").instance_type = "t3.small".to_owned();
+    let refused = asked.check_kept(&in_a_vpc()).expect_err("instances stay what they are");
+    assert_eq!(
+        refused.to_string(),
+        "--instance-type t3.small: the kept state is of a cluster with --instance-type m5.large; causeway down removes it"
+    );
+    let asked = Settings {
+        underlay_cidr: "172.30.0.0/17".parse().expect("valid"),
+        pod_cidr: in_a_vpc().pod_cidr,
+        ..in_a_vpc()
+    };
+    let refused = asked.check_kept(&in_a_vpc()).expect_err("addresses stay what they are");
+    assert_eq!(
+        refused.to_string(),
+        "--underlay-cidr 172.30.0.0/17: the kept state is of a cluster with --underlay-cidr 172.30.0.0/16; causeway down \
+         removes it"
+    );
+}
+
+#[test]
+fn a_node_takes_as_many_pods_as_eks_tells_its_kubelets() {
+    let rows = [
+        ("t3.small", &[][..], 11),
+        ("m5.large", &[], 29),
+        ("m5.xlarge", &[], 58),
+        ("m5.4xlarge", &[], 110), // 234 have addresses; EKS allows no more with less than 30 vCPUs
+        ("m5.large", &[("ENABLE_PREFIX_DELEGATION", "true")], 110),
+    ];
+    for (instance_type, variables, most) in rows {
+        let variables = variables.iter().map(|&(name, value)| (name.to_owned(), value.to_owned()));
+        let vpc = Vpc {
+            instance_type: instance_type.to_owned(),
+            variables: variables.collect(),
+        };
+        assert_eq!(vpc.max_pods(), most, "{instance_type}");
     }
 }

@@ -19,6 +19,17 @@ const TABLE: [(&str, u32, u32, bool); 10] = [
     ("m4.large", 2, 10, false),
 ];
 
+/// The limits of an instance type that a new [`Cloud`](crate::Cloud) has; `None` for any other.
+#[must_use]
+pub fn instance_type(name: &str) -> Option<Limits> {
+    published().remove(name)
+}
+
+/// The names of those types.
+pub fn instance_types() -> impl Iterator<Item = &'static str> {
+    TABLE.iter().map(|(name, ..)| *name)
+}
+
 /// The limits of each type by its name.
 pub(crate) fn published() -> BTreeMap<String, Limits> {
     TABLE

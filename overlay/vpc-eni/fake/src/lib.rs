@@ -26,4 +26,5 @@ pub use client::Client;
 pub use cloud::Cloud;
 pub use fabric::Fabric;
 pub use imds::Imds;
+pub use instance_types::{instance_type, instance_types};
 pub use server::Server;
