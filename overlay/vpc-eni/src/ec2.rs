@@ -57,17 +57,33 @@ id!(
     SecurityGroupId
 );
 
+/// A MAC address as its text form.
+mod mac_as_text {
+    use model::MacAddr;
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(super) fn serialize<S: Serializer>(mac: &MacAddr, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(mac)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<MacAddr, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(D::Error::custom)
+    }
+}
+
 /// Tags by key.
 pub type Tags = BTreeMap<String, String>;
 
 /// A network interface, as `DescribeNetworkInterfaces` tells it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Eni {
     /// Its name.
     pub id: EniId,
     /// Where its addresses are of.
     pub subnet: SubnetId,
     /// Its MAC address, by which the node finds the device.
+    #[serde(with = "mac_as_text")]
     pub mac: MacAddr,
     /// What its maker wrote.
     pub description: String,
@@ -90,7 +106,7 @@ pub struct Eni {
 }
 
 /// Where an interface is attached.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attached {
     /// The attachment's own name.
     pub id: AttachmentId,
@@ -133,7 +149,7 @@ pub struct Limits {
 }
 
 /// A subnet, as `DescribeSubnets` tells it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Subnet {
     /// Its name.
     pub id: SubnetId,
@@ -481,7 +497,7 @@ pub trait Ec2: Send + Sync + 'static {
 }
 
 /// A security group, as `DescribeSecurityGroups` tells it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SecurityGroup {
     /// Its name.
     pub id: SecurityGroupId,

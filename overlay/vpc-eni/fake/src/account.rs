@@ -3,6 +3,7 @@
 
 mod changes;
 mod making;
+mod saving;
 mod searching;
 mod space;
 
@@ -10,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use ipnetwork::{Ipv4Network, Ipv6Network};
+use serde::{Deserialize, Serialize};
 use tokio::time::{Duration, Instant};
 use vpc_eni::ec2::{
     EniId, InstanceId, Limits, NewEni, SecurityGroup, SecurityGroupId, Subnet, SubnetId, VpcId,
@@ -21,14 +23,14 @@ pub(crate) use searching::hypervisor;
 use space::Space;
 
 /// A VPC.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Vpc {
     pub(crate) networks: Vec<Ipv4Network>,
     pub(crate) default_group: SecurityGroupId,
 }
 
 /// A subnet with what only the account knows of it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 struct Land {
     /// Its `free_addresses` are not kept up: they are counted when it is told of.
     subnet: Subnet,
@@ -54,7 +56,8 @@ pub(crate) struct Pace {
 }
 
 /// All that there is.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct Account {
     types: BTreeMap<String, Limits>,
     vpcs: BTreeMap<VpcId, Vpc>,
@@ -171,6 +174,18 @@ impl Account {
             .flatten()
             .filter(|at| *at > now)
             .min()
+    }
+
+    pub(crate) fn vpcs(&self) -> impl Iterator<Item = &VpcId> {
+        self.vpcs.keys()
+    }
+
+    /// Each with its interfaces.
+    pub(crate) fn machines(&self) -> impl Iterator<Item = Machine> + '_ {
+        self.machines.values().map(|machine| Machine {
+            interfaces: self.interfaces_of(&machine.id).into_iter().cloned().collect(),
+            ..machine.clone()
+        })
     }
 
     pub(crate) fn interfaces(&self) -> impl Iterator<Item = &Interface> {

@@ -1,7 +1,11 @@
 //! The cloud itself: one account under its weather, with a ledger of what it was asked.
 
+mod keeping;
+mod making;
+
 use std::collections::{BTreeMap, VecDeque};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
@@ -10,8 +14,7 @@ use rand::{Rng, SeedableRng};
 use tokio::sync::watch;
 use tokio::time::{Duration, Instant};
 use vpc_eni::ec2::{
-    Action, Addresses, CallError, Called, Eni, EniId, InstanceId, Limits, SecurityGroupId, Subnet, SubnetId,
-    Tags, VpcId, Why,
+    Action, Addresses, CallError, Called, Eni, EniId, InstanceId, Subnet, SubnetId, VpcId, Why,
 };
 
 use crate::account::{Account, Pace};
@@ -20,6 +23,7 @@ use crate::request::{Interface, Machine, Refusal, Reply, Request};
 use crate::weather::{Bucket, Fault, Rate, Stale, Weather};
 use crate::xml::Calendar;
 use crate::{Client, Imds};
+pub use keeping::{OpenError, RestoreError};
 
 /// How many past states are kept for those who see late.
 const REMEMBERED: usize = 256;
@@ -46,6 +50,8 @@ struct Inner {
     faults: BTreeMap<(Action, usize), Fault>,
     calls: Vec<Call>,
     counts: BTreeMap<Action, usize>,
+    /// Where the account is written down before a change of it is answered.
+    kept_at: Option<PathBuf>,
 }
 
 /// What a call comes to before anybody waits for it.
@@ -58,9 +64,13 @@ impl Cloud {
     /// An account with nothing in it, on a fine day.
     #[must_use]
     pub fn new(seed: u64) -> Self {
+        Self::with(Account::new(), Instant::now(), seed)
+    }
+
+    fn with(account: Account, began: Instant, seed: u64) -> Self {
         let inner = Inner {
-            began: Instant::now(),
-            account: Account::new(),
+            began,
+            account,
             past: VecDeque::new(),
             weather: Weather::default(),
             chance: StdRng::seed_from_u64(seed),
@@ -68,6 +78,7 @@ impl Cloud {
             faults: BTreeMap::new(),
             calls: Vec::new(),
             counts: BTreeMap::new(),
+            kept_at: None,
         };
         Self {
             inner: Arc::new(Mutex::new(inner)),
@@ -215,6 +226,31 @@ impl Cloud {
             .map(|interface| interface.eni.id.clone())
     }
 
+    /// All VPCs.
+    #[must_use]
+    pub fn vpcs(&self) -> Vec<VpcId> {
+        self.now().account.vpcs().cloned().collect()
+    }
+
+    /// The subnets of a VPC as they are.
+    #[must_use]
+    pub fn subnets(&self, vpc: &VpcId) -> Vec<Subnet> {
+        let inner = self.now();
+        let account = &inner.account;
+        let subnets = account.subnets_of(vpc);
+        subnets
+            .filter_map(|(subnet, _)| account.subnet(&subnet.id).ok())
+            .collect()
+    }
+
+    /// All instances that are not terminated, each with its interfaces.
+    #[must_use]
+    pub fn instances(&self) -> Vec<Machine> {
+        let inner = self.now();
+        let there = inner.account.machines().filter(|machine| !machine.is_terminated);
+        there.collect()
+    }
+
     /// A subnet as it is.
     #[must_use]
     pub fn subnet(&self, id: &SubnetId) -> Option<Subnet> {
@@ -347,6 +383,17 @@ impl Cloud {
         self.tell();
         changed
     }
+
+    /// A change that nothing refuses.
+    fn set(&self, change: impl FnOnce(&mut Account)) {
+        let changed = self.change(|account, _| {
+            change(account);
+            Ok(())
+        });
+        if let Err(refusal) = changed {
+            tracing::error!(%refusal, "not set");
+        }
+    }
 }
 
 /// What an instance's metadata service knows.
@@ -365,154 +412,6 @@ pub(crate) struct Grounds {
     pub(crate) subnets: BTreeMap<SubnetId, (Ipv4Network, Option<Ipv6Network>)>,
     /// The interfaces that instances have devices for.
     pub(crate) devices: Vec<Eni>,
-}
-
-/// What is there without the manager's doing.
-impl Cloud {
-    /// A VPC with these blocks, each `/16` to `/28`, and a security group of its own.
-    ///
-    /// # Errors
-    /// `InvalidVpc.Range`.
-    pub fn make_vpc(&self, networks: &[Ipv4Network]) -> Result<VpcId, Refusal> {
-        self.change(|account, _| account.make_vpc(networks))
-    }
-
-    /// One more block for a VPC.
-    ///
-    /// # Errors
-    /// `InvalidVpcID.NotFound`, `InvalidVpc.Range`.
-    pub fn associate_network(&self, vpc: &VpcId, network: Ipv4Network) -> Result<(), Refusal> {
-        self.change(|account, _| account.associate_network(vpc, network))
-    }
-
-    /// A subnet in a zone (`eu-west-1a`).
-    ///
-    /// # Errors
-    /// `InvalidVpcID.NotFound`, `InvalidSubnet.Range`, `InvalidSubnet.Conflict`.
-    pub fn make_subnet(
-        &self,
-        vpc: &VpcId,
-        network: Ipv4Network,
-        zone: &str,
-        tags: Tags,
-    ) -> Result<SubnetId, Refusal> {
-        self.change(|account, _| account.make_subnet(vpc, network, None, zone, tags))
-    }
-
-    /// A subnet with an IPv6 block, a `/64`.
-    ///
-    /// # Errors
-    /// As [`Self::make_subnet`].
-    pub fn make_dual_subnet(
-        &self,
-        vpc: &VpcId,
-        network: Ipv4Network,
-        network_v6: Ipv6Network,
-        zone: &str,
-        tags: Tags,
-    ) -> Result<SubnetId, Refusal> {
-        self.change(|account, _| account.make_subnet(vpc, network, Some(network_v6), zone, tags))
-    }
-
-    /// A security group.
-    ///
-    /// # Errors
-    /// `InvalidVpcID.NotFound`.
-    pub fn make_security_group(&self, vpc: &VpcId, tags: Tags) -> Result<SecurityGroupId, Refusal> {
-        self.change(|account, _| account.make_group(vpc, tags))
-    }
-
-    /// The security group that came with a VPC.
-    #[must_use]
-    pub fn default_group(&self, vpc: &VpcId) -> Option<SecurityGroupId> {
-        self.now()
-            .account
-            .vpc(vpc)
-            .ok()
-            .map(|vpc| vpc.default_group.clone())
-    }
-
-    /// An instance type, or other limits for one that is there.
-    pub fn make_instance_type(&self, name: &str, limits: Limits) {
-        self.lock().account.make_type(name, limits);
-    }
-
-    /// How many interfaces the account may have (5000 in the beginning).
-    pub fn limit_interfaces(&self, most: usize) {
-        self.lock().account.limit_interfaces(most);
-    }
-
-    /// An instance with its primary interface.
-    ///
-    /// # Errors
-    /// An unknown type, subnet or group; that the subnet is full.
-    pub fn make_instance(
-        &self,
-        instance_type: &str,
-        subnet: &SubnetId,
-        groups: &[SecurityGroupId],
-    ) -> Result<InstanceId, Refusal> {
-        self.change(|account, pace| account.make_instance(instance_type, subnet, groups, pace))
-    }
-
-    /// Ends an instance: the interfaces that go with it go, the others become `available`.
-    ///
-    /// # Errors
-    /// `InvalidInstanceID.NotFound`.
-    pub fn terminate(&self, instance: &InstanceId) -> Result<(), Refusal> {
-        self.change(|account, _| account.terminate(instance))
-    }
-
-    /// Gives an address to something that is no interface.
-    ///
-    /// # Errors
-    /// `InvalidSubnetID.NotFound`, `InvalidIPAddress.InUse`.
-    pub fn occupy(&self, subnet: &SubnetId, address: Ipv4Addr) -> Result<(), Refusal> {
-        self.change(|account, _| account.occupy(subnet, address))
-    }
-
-    /// Takes an address back from what is no interface.
-    ///
-    /// # Errors
-    /// `InvalidSubnetID.NotFound`.
-    pub fn vacate(&self, subnet: &SubnetId, address: Ipv4Addr) -> Result<(), Refusal> {
-        self.change(|account, _| account.vacate(subnet, address))
-    }
-}
-
-/// A foreign hand: what somebody does behind the manager's back. It is in no ledger, and no weather holds it up.
-impl Cloud {
-    /// Takes addresses and prefixes from an interface.
-    ///
-    /// # Errors
-    /// As the Unassign calls.
-    pub fn take_addresses(&self, eni: &EniId, addresses: &Addresses) -> Result<(), Refusal> {
-        self.change(|account, _| account.take_addresses(eni, addresses))
-    }
-
-    /// Deletes an interface, attached or not.
-    ///
-    /// # Errors
-    /// `InvalidNetworkInterfaceID.NotFound`.
-    pub fn take_interface(&self, eni: &EniId) -> Result<(), Refusal> {
-        self.change(|account, _| account.take_interface(eni))
-    }
-
-    /// Deletes a security group; an interface that has no other gets its VPC's own.
-    ///
-    /// # Errors
-    /// `InvalidGroup.NotFound`, `CannotDelete`.
-    pub fn take_group(&self, group: &SecurityGroupId) -> Result<(), Refusal> {
-        self.change(|account, _| account.take_group(group))
-    }
-
-    /// Makes any call at once, whatever the weather is.
-    ///
-    /// # Errors
-    /// What EC2 refuses.
-    pub fn meddle(&self, request: &Request) -> Result<Reply, Refusal> {
-        self.change(|account, pace| account.answer(request, pace))
-    }
 }
 
 impl Inner {
@@ -634,6 +533,7 @@ impl Inner {
         let pace = self.pace(now);
         let mut account = self.account.clone();
         let changed = change(&mut account, pace)?;
+        self.keep(&account, now)?;
         let before = std::mem::replace(&mut self.account, account);
         self.remember(now, before);
         Ok(changed)

@@ -31,7 +31,14 @@
 //!
 //! It looks when something happens in the cloud, when it is asked to ([`Fabric::settle`]), and soon again after a problem;
 //! what others do to its devices meanwhile is put right then, and not before. It writes tables `fake-vpc` into nftables,
-//! routes of protocol 214, and aliases `fake-vpc …`, by which it knows later what is its own.
+//! routes of protocol 214 into the main table, and aliases `fake-vpc …`, by which it knows later what is its own, also
+//! without the cloud that it was made of ([`Fabric::remove`]).
+//!
+//! The router's namespace may be the machine's own. Devices, routes, tables and settings of others are left alone there,
+//! and packets of devices that are no ports are not looked at: whether what comes in by those is forwarded to the VPC is
+//! the machine's affair, as is what rules of others do with what comes in by ports. A route that somebody else has to a
+//! block of the VPC, or to an address in it, stays, and is a [`Problem::Route`]. Before Linux 6.17 there is one setting
+//! for forwarding IPv6 from all devices, which is changed where the VPC has IPv6, and changed back in the end.
 //!
 //! Not played: security groups, network ACLs, route tables of subnets, DHCP, the metadata service's address. Addresses
 //! of interfaces whose instance has no namespace here are nobody's. One fabric fits into a router's namespace.
@@ -47,6 +54,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
+use ipnetwork::IpNetwork;
 use netlink::Namespace;
 use netlink::nft::{self, Nft};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -102,6 +110,9 @@ pub enum Problem {
         /// The device.
         device: String,
     },
+    /// Somebody else has a route there, which stays.
+    #[error("the router has a route to {0} that is not the fabric's")]
+    Route(IpNetwork),
     /// Something about the router.
     #[error("router")]
     Router(#[from] netlink::Error),
@@ -212,6 +223,19 @@ impl Fabric {
     /// Ends, and removes all that was made; blocks for some milliseconds. What could not be removed is told.
     pub fn stop(mut self) -> Vec<Problem> {
         self.end()
+    }
+
+    /// Removes what a fabric left in a router's namespace when its process was killed, or that was abandoned, and says
+    /// what could not be. Blocks for some milliseconds.
+    ///
+    /// A device that others made, and that was a port, keeps the router's address on it: nothing tells that from one of
+    /// theirs.
+    pub fn remove(router: &Namespace) -> Vec<Problem> {
+        let removed = router.run(|| match Router::open(router, BTreeMap::new(), Vec::new()) {
+            Ok(mut router) => router.clear(),
+            Err(problem) => vec![problem],
+        });
+        removed.unwrap_or_else(|error| vec![error.into()])
     }
 
     /// Ends, and leaves everything as it is, for a fabric that starts later.

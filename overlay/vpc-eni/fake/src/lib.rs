@@ -1,7 +1,8 @@
 //! A VPC to try the address manager on: EC2's query API and the instance metadata service, with the limits and the
 //! moods that the real ones have.
 //!
-//! - [`Cloud`] is a region of an account: what is in it, the calls that change it, and the ledger of them.
+//! - [`Cloud`] is a region of an account: what is in it, the calls that change it, and the ledger of them. One that is
+//!   [opened](Cloud::open) in a file outlives the process.
 //! - [`weather`] is how it is disposed: late, stale, throttled, denied, lost.
 //! - [`Client`] and [`Imds`] are what the manager calls in this process.
 //! - [`Server`] is both over HTTP, as [`query`] and the instances' metadata services have it.

@@ -27,6 +27,7 @@ const ROLE: &str = "fake-node-role";
 pub(crate) struct Sessions {
     imds: Imds,
     ends: BTreeMap<String, Instant>,
+    opened: u64,
 }
 
 /// An answer: a status and a body.
@@ -37,6 +38,7 @@ impl Sessions {
         Self {
             imds,
             ends: BTreeMap::new(),
+            opened: 0,
         }
     }
 
@@ -78,9 +80,11 @@ impl Sessions {
         let Some(ttl) = ttl.filter(|ttl| (1..=LONGEST).contains(ttl)) else {
             return (StatusCode::BAD_REQUEST, String::new());
         };
-        let token = format!("fake-session-{:08}==", self.ends.len() + 1);
-        self.ends
-            .insert(token.clone(), Instant::now() + Duration::from_secs(ttl));
+        let now = Instant::now();
+        self.ends.retain(|_, end| now < *end);
+        self.opened += 1;
+        let token = format!("fake-session-{:08}==", self.opened);
+        self.ends.insert(token.clone(), now + Duration::from_secs(ttl));
         (StatusCode::OK, token)
     }
 

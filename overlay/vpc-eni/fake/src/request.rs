@@ -3,6 +3,7 @@
 use std::net::Ipv4Addr;
 
 use ipnetwork::{Ipv4Network, Ipv6Network};
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use vpc_eni::ec2::{
     Action, Addresses, Amount, AttachmentId, Eni, EniId, InstanceId, Limits, NewEni, SecurityGroup,
@@ -177,7 +178,7 @@ pub struct Page<T> {
 }
 
 /// An interface with what the trait's words leave out.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Interface {
     /// What the trait says.
     pub eni: Eni,
@@ -186,6 +187,7 @@ pub struct Interface {
     /// Its availability zone.
     pub zone: String,
     /// How far its attachment is; there is one exactly where `eni.attachment` is.
+    #[serde(skip)]
     pub progress: Option<Progress>,
 }
 
@@ -229,7 +231,7 @@ impl Interface {
 }
 
 /// An instance with what the trait's words leave out.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Machine {
     /// Its name.
     pub id: InstanceId,
@@ -244,6 +246,7 @@ pub struct Machine {
     /// Whether it is over: EC2 goes on telling of it for about an hour.
     pub is_terminated: bool,
     /// Its interfaces by device index; filled in where it is told of.
+    #[serde(skip)]
     pub interfaces: Vec<Interface>,
 }
 

@@ -10,12 +10,26 @@ use vpc_eni::ec2::{
     Tags, VpcId,
 };
 
-use super::space::{self, Order};
+use super::space::{self, Order, Space, Taken};
 use super::{Account, Pace};
 use crate::request::{Attribute, Interface, Progress, Refusal, Reply};
 
 /// How many addresses an interface can have that is attached to nothing: what the largest type allows.
 const MOST_WHILE_FREE: u32 = 50;
+
+/// How many client tokens are remembered; how long EC2 does is not published.
+const MOST_TOKENS: usize = 200;
+
+/// Which address an interface has of its own.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Primary {
+    /// The one that it has already.
+    Kept,
+    /// One that is free.
+    Any,
+    /// This.
+    This(Ipv4Addr),
+}
 
 impl Account {
     pub(super) fn create(&mut self, new: &NewEni, pace: Pace) -> Result<Reply, Refusal> {
@@ -31,10 +45,11 @@ impl Account {
                 client_token: new.client_token.clone(),
             });
         }
-        let interface = self.new_interface(new, pace)?;
+        let interface = self.new_interface(new, None, pace)?;
         if !new.client_token.is_empty() {
             let made = (new.clone(), interface.clone());
             self.tokens.insert(new.client_token.clone(), made);
+            self.forget_old_tokens();
         }
         Ok(Reply::Created {
             interface: Box::new(interface),
@@ -42,7 +57,24 @@ impl Account {
         })
     }
 
-    pub(super) fn new_interface(&mut self, new: &NewEni, pace: Pace) -> Result<Interface, Refusal> {
+    /// Those of the interfaces that were made first go: names of one length count up.
+    fn forget_old_tokens(&mut self) {
+        while self.tokens.len() > MOST_TOKENS {
+            let all = self.tokens.iter();
+            let oldest = all
+                .min_by_key(|(_, (_, made))| &made.eni.id)
+                .map(|(token, _)| token.clone());
+            oldest.and_then(|token| self.tokens.remove(&token));
+        }
+    }
+
+    /// A new interface, with this address or any that is free.
+    pub(super) fn new_interface(
+        &mut self,
+        new: &NewEni,
+        primary: Option<Ipv4Addr>,
+        pace: Pace,
+    ) -> Result<Interface, Refusal> {
         let home = self.subnet(&new.subnet)?;
         let groups = if new.groups.is_empty() {
             vec![self.vpc(&home.vpc)?.default_group.clone()]
@@ -58,7 +90,8 @@ impl Account {
         let (Amount::Addresses(count) | Amount::Prefixes(count) | Amount::PrefixesV6(count)) = new.amount;
         let taken = u32::from(!matches!(new.amount, Amount::PrefixesV6(_)));
         check_room(new.amount, taken, count, MOST_WHILE_FREE)?;
-        let (primary, addresses) = self.choose(&new.subnet, true, new.amount, pace)?;
+        let primary = primary.map_or(Primary::Any, Primary::This);
+        let (primary, addresses) = self.choose(&new.subnet, primary, new.amount, pace)?;
         let number = self.next_number();
         let eni = Eni {
             id: EniId(self.next_id("eni")),
@@ -267,7 +300,7 @@ impl Account {
         }
         check_room(amount, slots(held), count, self.most_addresses(held))?;
         let subnet = held.subnet.clone();
-        let (_, addresses) = self.choose(&subnet, false, amount, pace)?;
+        let (_, addresses) = self.choose(&subnet, Primary::Kept, amount, pace)?;
         self.give(eni, addresses)
     }
 
@@ -354,13 +387,16 @@ impl Account {
     fn choose(
         &self,
         subnet: &SubnetId,
-        with_primary: bool,
+        primary: Primary,
         amount: Amount,
         pace: Pace,
     ) -> Result<(Option<Ipv4Addr>, Addresses), Refusal> {
         let mut space = self.space(self.land(subnet)?);
         let order = pace.scattered.map_or(Order::Ascending, Order::Scattered);
         let mut addresses = Addresses::default();
+        if let Primary::This(address) = primary {
+            take_this(&mut space, address)?;
+        }
         if let Amount::Prefixes(count) = amount {
             addresses.prefixes = space.take_blocks(count).ok_or_else(no_free_blocks)?;
         }
@@ -368,16 +404,21 @@ impl Account {
             Amount::Addresses(count) => count,
             Amount::Prefixes(_) | Amount::PrefixesV6(_) => 0,
         };
-        let singles = singles.saturating_add(u32::from(with_primary));
+        let is_chosen = primary == Primary::Any;
+        let singles = singles.saturating_add(u32::from(is_chosen));
         let taken = space
             .take_addresses(singles, order)
             .ok_or_else(no_free_addresses)?;
-        let (primary, secondary) = taken.split_at(usize::from(with_primary));
+        let (chosen, secondary) = taken.split_at(usize::from(is_chosen));
         addresses.secondary = secondary.to_vec();
         if let Amount::PrefixesV6(count) = amount {
             addresses.prefixes_v6 = self.choose_v6(subnet, count)?;
         }
-        Ok((primary.first().copied(), addresses))
+        let primary = match primary {
+            Primary::This(address) => Some(address),
+            Primary::Any | Primary::Kept => chosen.first().copied(),
+        };
+        Ok((primary, addresses))
     }
 
     fn choose_v6(&self, subnet: &SubnetId, count: u32) -> Result<Vec<Ipv6Network>, Refusal> {
@@ -484,6 +525,25 @@ fn check_tags(tags: &Tags) -> Result<(), Refusal> {
 fn mac(number: u64) -> MacAddr {
     let [_, _, _, a, b, c, d, e] = number.to_be_bytes();
     MacAddr::locally_administered([0x0a, a, b, c, d, e])
+}
+
+/// One address of the subnet, and no other.
+fn take_this(space: &mut Space, address: Ipv4Addr) -> Result<(), Refusal> {
+    match space.take_this(address) {
+        Taken::Yes => Ok(()),
+        Taken::InUse => Err(Refusal::new(
+            "InvalidIPAddress.InUse",
+            format!("Address {address} is in use."),
+        )),
+        Taken::Kept => Err(Refusal::new(
+            "InvalidParameterValue",
+            format!("Address {address} is in subnet's reserved address range"),
+        )),
+        Taken::Elsewhere => Err(Refusal::new(
+            "InvalidParameterValue",
+            format!("Address {address} does not fall within the subnet's address range"),
+        )),
+    }
 }
 
 fn no_such_attachment(attachment: &AttachmentId) -> Refusal {

@@ -54,8 +54,7 @@ impl Account {
         zone: &str,
         tags: Tags,
     ) -> Result<SubnetId, Refusal> {
-        let within =
-            |outer: &Ipv4Network| outer.contains(network.network()) && outer.contains(network.broadcast());
+        let within = |outer: &Ipv4Network| holds(*outer, network);
         if !is_block(network) || !self.vpc(vpc)?.networks.iter().any(within) {
             let message = format!("The CIDR '{network}' is invalid.");
             return Err(Refusal::new("InvalidSubnet.Range", message));
@@ -113,6 +112,7 @@ impl Account {
         instance_type: &str,
         subnet: &SubnetId,
         groups: &[SecurityGroupId],
+        primary: Option<Ipv4Addr>,
         pace: Pace,
     ) -> Result<InstanceId, Refusal> {
         if !self.types.contains_key(instance_type) {
@@ -128,7 +128,7 @@ impl Account {
             amount: Amount::Addresses(0),
             client_token: String::new(),
         };
-        let eni = self.new_interface(&new, pace)?.eni.id;
+        let eni = self.new_interface(&new, primary, pace)?.eni.id;
         let id = InstanceId(self.next_id("i"));
         let machine = Machine {
             id: id.clone(),
@@ -234,6 +234,11 @@ impl Account {
 }
 
 /// Whether it is a block that a VPC or a subnet can have: aligned, and from `/16` to `/28`.
-fn is_block(network: Ipv4Network) -> bool {
+pub(super) fn is_block(network: Ipv4Network) -> bool {
     network.ip() == network.network() && (16..=28).contains(&network.prefix())
+}
+
+/// Whether a block is within another.
+pub(super) fn holds(outer: Ipv4Network, inner: Ipv4Network) -> bool {
+    outer.contains(inner.network()) && outer.contains(inner.broadcast())
 }

@@ -115,12 +115,8 @@ impl Account {
         for id in &search.ids {
             self.machine(&InstanceId::from(id.as_str()))?;
         }
-        let all = self.machines.values().map(|machine| Machine {
-            interfaces: self.interfaces_of(&machine.id).into_iter().cloned().collect(),
-            ..machine.clone()
-        });
         Ok(Reply::Instances(
-            finder.page(all, |machine| machine.id.0.clone())?,
+            finder.page(self.machines(), |machine| machine.id.0.clone())?,
         ))
     }
 

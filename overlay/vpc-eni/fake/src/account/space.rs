@@ -9,6 +9,19 @@ use ipnetwork::{Ipv4Network, Ipv6Network};
 const BLOCK: u32 = 16;
 /// The first addresses of a subnet that AWS keeps: network, router, DNS, and one for later; the last is the fifth.
 const KEPT_AT_START: u32 = 4;
+
+/// What comes of wanting one address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Taken {
+    Yes,
+    /// Somebody has it.
+    InUse,
+    /// AWS keeps it.
+    Kept,
+    /// It is none of the subnet's.
+    Elsewhere,
+}
+
 /// Where the search for free addresses begins.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Order {
@@ -45,6 +58,22 @@ impl Space {
     pub(super) fn is_free(&self, address: Ipv4Addr) -> bool {
         let address = u32::from(address);
         address >= self.start && address - self.start < self.size && !self.used.contains(&address)
+    }
+
+    /// This address and no other.
+    pub(super) fn take_this(&mut self, address: Ipv4Addr) -> Taken {
+        let number = u32::from(address);
+        let Some(place) = number.checked_sub(self.start).filter(|place| *place < self.size) else {
+            return Taken::Elsewhere;
+        };
+        if place < KEPT_AT_START || place == self.size - 1 {
+            return Taken::Kept;
+        }
+        if self.used.insert(number) {
+            Taken::Yes
+        } else {
+            Taken::InUse
+        }
     }
 
     pub(super) fn free(&self) -> u32 {

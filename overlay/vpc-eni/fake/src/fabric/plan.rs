@@ -99,6 +99,11 @@ impl Port {
         self.device_index == 0
     }
 
+    /// Whether its subnet has an IPv6 block.
+    pub(super) const fn has_v6(&self) -> bool {
+        self.has_v6
+    }
+
     /// What the router's end is called: `vpc` and the last twelve digits of the interface's name, 15 bytes, which is
     /// all that a name may have.
     pub(super) fn name(&self) -> String {

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 use netlink::nft::Nft;
+use netlink::route::TABLE_MAIN;
 use netlink::{
     AbsentIsFine, Address, Kernel, Link, LinkChange, LinkKind, Namespace, Netlink, NewLink, NewLinkKind,
     Route, RouteFilter, Scope, VethPeer, sysctl,
@@ -21,6 +22,9 @@ const MTU_BYTES: u32 = 9001;
 const INTERNET: &str = "vpc-internet";
 
 const FORWARDING_V6: &str = "net/ipv6/conf/all/forwarding";
+
+/// Whether a device forwards IPv6 though not all do; from Linux 6.17 on.
+const FORWARDING_V6_BY_DEVICE: &str = "net/ipv6/conf/all/force_forwarding";
 
 /// `RTPROT_DHCP`: who makes an instance's default route.
 const DHCP: u8 = 16;
@@ -119,7 +123,7 @@ impl Router {
         problems
     }
 
-    /// The router forwards IPv6 no more, if it did not before; for all devices, as there is no setting for one.
+    /// The router forwards IPv6 no more, if it did not before and had to do it for all devices.
     fn stop_forwarding(&mut self) -> Result<(), Problem> {
         if filter::was_forwarding_off(&mut self.nft)? {
             sysctl::write(FORWARDING_V6, "0")?;
@@ -236,7 +240,14 @@ impl Router {
             ("ipv4/conf", "rp_filter", "0"),
             ("ipv4/conf", "send_redirects", "0"),
         ];
-        for (kind, setting, value) in settings {
+        // As a router says so of itself (RFC 4861 §4.4), and forwards.
+        let settings_v6 = [
+            ("ipv6/conf", "forwarding", "1"),
+            ("ipv6/conf", "force_forwarding", "1"),
+        ];
+        let is_v6 = port.has_v6() && forwards_v6_by_device();
+        let settings_v6 = settings_v6.into_iter().filter(|_| is_v6);
+        for (kind, setting, value) in settings.into_iter().chain(settings_v6) {
             sysctl::ensure(&format!("net/{kind}/{}/{setting}", link.name), value)?;
         }
         if !link.up {
@@ -275,7 +286,8 @@ impl Router {
 
     /// The internet's addresses are the router's own, on a device that leads nowhere.
     fn connect_internet(&mut self, plan: &Plan) -> Result<(), Problem> {
-        if plan.blocks.iter().any(IpNetwork::is_ipv6) && sysctl::ensure(FORWARDING_V6, "1")? {
+        let is_v6 = plan.blocks.iter().any(IpNetwork::is_ipv6);
+        if is_v6 && !forwards_v6_by_device() && sysctl::ensure(FORWARDING_V6, "1")? {
             filter::remember_forwarding_was_off(&mut self.nft)?;
         }
         let found = self.kernel.link_named(INTERNET)?;
@@ -317,20 +329,38 @@ impl Router {
             .flat_map(|wired| wired.port.routes(wired.link.index))
             .chain(plan.dead_ends(loopback))
             .collect();
-        let actual = self.kernel.routes(&RouteFilter::made_by(PROTOCOL))?;
-        let actual: BTreeSet<Route> = actual.into_iter().collect();
+        let of_table = RouteFilter {
+            table: Some(TABLE_MAIN),
+            ..RouteFilter::default()
+        };
+        let actual = self.kernel.routes(&of_table)?.into_iter();
+        let (actual, others): (BTreeSet<Route>, BTreeSet<Route>) =
+            actual.partition(|route| route.protocol == PROTOCOL);
         let mut problems = Vec::new();
         let stale = actual.difference(&wanted);
         problems.extend(failures(stale.map(|route| self.kernel.delete_route(route))));
-        let missing = wanted.difference(&actual);
-        let replaced = missing.map(|route| self.kernel.replace_route(route));
-        problems.extend(replaced.filter_map(Result::err).map(Problem::from));
+        for route in wanted.difference(&actual) {
+            // The kernel would put it in the other's place.
+            let in_its_place =
+                |other: &&Route| other.destination == route.destination && other.metric == route.metric;
+            if let Some(other) = others.iter().find(in_its_place) {
+                problems.push(Problem::Route(other.destination));
+                continue;
+            }
+            let replaced = self.kernel.replace_route(route);
+            problems.extend(replaced.err().map(Problem::from));
+        }
         Ok(problems)
     }
 
     pub(super) fn plan(&self, grounds: &crate::cloud::Grounds) -> Plan {
         plan::Plan::new(grounds, |instance| self.is_here(instance))
     }
+}
+
+/// Whether the kernel can forward IPv6 from some devices and leave the others alone.
+fn forwards_v6_by_device() -> bool {
+    sysctl::read(FORWARDING_V6_BY_DEVICE).is_ok()
 }
 
 /// Whether two devices, each in a namespace of its own, name each other as their other ends.

@@ -719,3 +719,55 @@ async fn a_get_is_answered_as_a_post_is() {
         world.elsewhere.0
     );
 }
+
+#[tokio::test]
+async fn an_instance_has_the_primary_address_that_was_asked_for_if_nobody_has_it() {
+    let world = World::new();
+    world.cloud.occupy(&world.subnet, v4("10.0.1.77")).unwrap();
+    let made = world.attached(Amount::Prefixes(1), 1);
+    assert_eq!(made.prefixes, ["10.0.1.16/28".parse().unwrap()]);
+    let make = |address: &str| {
+        let made = world
+            .cloud
+            .make_instance_at("t3.micro", &world.subnet, &[], v4(address));
+        let made = made.map_err(|refusal| (refusal.code, refusal.message))?;
+        let machine = world
+            .cloud
+            .instances()
+            .into_iter()
+            .find(|machine| machine.id == made);
+        let machine = machine.expect("it is there");
+        Ok((
+            machine.instance_type,
+            machine.interfaces[0].eni.primary.to_string(),
+        ))
+    };
+    let has = |address: &str| Ok(("t3.micro".to_owned(), address.to_owned()));
+    let refused = |code: &str, message: String| Err((code.to_owned(), message));
+    let in_use = |address: &str| refused("InvalidIPAddress.InUse", format!("Address {address} is in use."));
+    let kept = |address: &str| {
+        let message = format!("Address {address} is in subnet's reserved address range");
+        refused("InvalidParameterValue", message)
+    };
+    let elsewhere = |address: &str| {
+        let message = format!("Address {address} does not fall within the subnet's address range");
+        refused("InvalidParameterValue", message)
+    };
+    for (address, expected) in [
+        ("10.0.1.10", has("10.0.1.10")),
+        ("10.0.1.254", has("10.0.1.254")),
+        ("10.0.1.10", in_use("10.0.1.10")),
+        ("10.0.1.4", in_use("10.0.1.4")),
+        ("10.0.1.77", in_use("10.0.1.77")),
+        ("10.0.1.31", in_use("10.0.1.31")),
+        ("10.0.1.0", kept("10.0.1.0")),
+        ("10.0.1.3", kept("10.0.1.3")),
+        ("10.0.1.255", kept("10.0.1.255")),
+        ("10.0.2.9", elsewhere("10.0.2.9")),
+        ("10.0.0.255", elsewhere("10.0.0.255")),
+    ] {
+        assert_eq!(make(address), expected, "{address}");
+    }
+    let primaries: Vec<_> = world.enis().iter().map(|eni| eni.primary.to_string()).collect();
+    assert_eq!(primaries, ["10.0.1.4", "10.0.1.5", "10.0.1.10", "10.0.1.254"]);
+}

@@ -132,6 +132,9 @@ async fn every_path_has_what_the_user_guide_says() {
     let document = node.text("dynamic/instance-identity/document").await;
     for member in [
         r#""region" : "eu-west-1""#,
+        r#""availabilityZone" : "eu-west-1a""#,
+        r#""instanceType" : "m5.large""#,
+        r#""privateIp" : "10.0.1.4""#,
         &format!(r#""instanceId" : "{}""#, world.instance),
     ] {
         assert!(document.contains(member), "{document}");

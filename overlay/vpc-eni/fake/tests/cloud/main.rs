@@ -4,6 +4,7 @@
 
 mod calls;
 mod imds;
+mod keeping;
 mod refusals;
 mod shapes;
 mod support;
