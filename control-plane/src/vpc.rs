@@ -14,7 +14,7 @@ use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 
 use anyhow::{Context, ensure};
-use fake_vpc::fabric::{self, Place};
+use fake_vpc::fabric::Place;
 use fake_vpc::{Cloud, Fabric, Server};
 use ipnetwork::IpNetwork;
 use model::with_causes;
@@ -98,7 +98,7 @@ pub async fn run(state: StateDir, settings: Settings, shutdown: CancellationToke
 
 /// Removes what a VPC's network is on this machine; none is no error.
 pub fn destroy() -> anyhow::Result<()> {
-    let problems: Vec<fake_vpc::fabric::Problem> = Vec::new(); // TODO
+    let problems = Fabric::remove(&Namespace::current()?);
     let problems: Vec<String> = problems.iter().map(|problem| with_causes(problem)).collect();
     ensure!(problems.is_empty(), "{}", problems.join("; "));
     Ok(())
