@@ -2,6 +2,8 @@
 //! when an interface is attached, a router that drops what an interface does not own, pods that the CNI plugin wires. Needs
 //! root.
 
+#[path = "vpc_eni/faults.rs"]
+mod faults;
 #[path = "vpc_eni/world.rs"]
 mod world;
 

@@ -255,6 +255,9 @@ impl Node {
         let (address, length) = network.split_once('/').context("a network")?;
         ensure!(length == "32", "{network}");
         let address = address.parse()?;
+        // Who was answered is led, however soon it sends.
+        let rules = self.ip(&["rule"])?;
+        ensure!(rules.contains(&format!("to {address} lookup main")), "{rules}");
         probe::serve(&host, (address, PORT).into())?;
         self.pods.push(Pod {
             host,

@@ -616,8 +616,7 @@ fn what_a_pod_that_had_the_address_left_is_not_in_its_way() {
     node.kernel.rules.extend([by(3, ROUTE_PROTOCOL), by(2, NOBODY)]);
     let writes = [
         "add rule of policy routing 512: to 10.0.1.18/32 table 254 protocol 213",
-        "add rule of policy routing 1536: from 10.0.1.18/32 table 2 protocol 213",
-        "delete rule of policy routing 1536: from 10.0.1.18/32 table 2",
+        "take over rule of policy routing 1536: from 10.0.1.18/32 table 2 protocol 0",
         "delete rule of policy routing 1536: from 10.0.1.18/32 table 3 protocol 213",
     ];
     assert_eq!(led(&mut node, &new), Ok(writes.map(str::to_owned).into()));
