@@ -146,38 +146,41 @@ fn after_a_storm_of_adds_and_deletions_with_agents_that_are_killed_nothing_is_le
 
 fn storm(subject: &Subject) {
     let rounds = if is_full_run() { ROUNDS_FULL } else { ROUNDS };
-    let working = AtomicUsize::new(0);
-    let (served, kills) = std::thread::scope(|scope| {
+    let (working, served) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let kills = std::thread::scope(|scope| {
         let runtime = |number: usize| {
-            let (subject, working) = (subject, &working);
+            let (subject, working, served) = (subject, &working, &served);
             working.fetch_add(1, Ordering::Relaxed);
             scope.spawn(move || {
                 let pod = Host::new("pod").expect("a namespace");
                 let container = format!("storm-{number}");
-                let mut served = 0;
                 for _ in 0..rounds {
-                    served += usize::from(subject.call("ADD", &container, &pod.path()).run().success);
+                    let ran = subject.call("ADD", &container, &pod.path()).run();
+                    served.fetch_add(usize::from(ran.success), Ordering::Relaxed);
                     // It succeeds without an agent, too.
                     let ran = subject.call("DEL", &container, &pod.path()).run();
                     assert!(ran.success || ran.code().is_some(), "{ran:?}");
                 }
                 working.fetch_sub(1, Ordering::Relaxed);
-                served
             })
         };
         let runtimes: Vec<_> = (0..4).map(runtime).collect();
         let mut kills = 0;
         while working.load(Ordering::Relaxed) > 0 {
+            let before = served.load(Ordering::Relaxed);
+            let goes_on = || (served.load(Ordering::Relaxed), working.load(Ordering::Relaxed));
+            let serves = |now: &(usize, usize)| now.0 > before || now.1 == 0;
+            wait::until_value("it serves somebody", Duration::from_secs(60), goes_on, serves);
             subject.kill_agent();
             subject.replace_agent();
             kills += 1;
         }
-        let served: usize = runtimes
-            .into_iter()
-            .map(|runtime| runtime.join().expect("no panic"))
-            .sum();
-        (served, kills)
+        for runtime in runtimes {
+            runtime.join().expect("no panic");
+        }
+        kills
     });
+    let served = served.into_inner();
     for number in 0..4 {
         let ran = subject
             .call("DEL", &format!("storm-{number}"), "")
@@ -212,8 +215,10 @@ impl Strace {
             Duration::from_secs(10),
             || std::fs::read_to_string(&status).unwrap_or_default(),
             |text| {
+                let traced = |line: &str| line.starts_with("TracerPid:") && !line.ends_with("\t0");
+                // What is done to it may have been done at once.
                 text.lines()
-                    .any(|line| line.starts_with("TracerPid:") && !line.ends_with("\t0"))
+                    .any(|line| traced(line) || line.starts_with("State:\tZ"))
             },
         );
         Self(child)
