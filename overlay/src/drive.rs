@@ -32,8 +32,8 @@ pub(crate) trait Work: Send + 'static {
     /// What it is told from outside.
     type News: Send + 'static;
 
-    /// Takes news into account from the next pass on.
-    fn take(&mut self, news: Self::News);
+    /// Takes news into account from the next pass on. Whether there shall be one soon.
+    fn take(&mut self, news: Self::News) -> bool;
 
     /// One comparison of everything, and its report. Whether all is well.
     fn pass(&mut self) -> bool;
@@ -100,6 +100,12 @@ impl<N: Send + 'static> Drive<N> {
             .map_err(|_| Error::EngineEnded)
     }
 
+    /// The same for those who outlive it; their news are dropped once it has ended.
+    pub(crate) fn teller(&self) -> impl Fn(N) + Send + Sync + 'static {
+        let orders = self.orders.clone();
+        move |news| drop(orders.send(Order::News(news)))
+    }
+
     fn spawn(&mut self, name: &'static str, work: impl FnOnce() + Send + 'static) -> Result<(), Error> {
         let spawned = thread::Builder::new().name(name.to_owned()).spawn(work);
         self.threads
@@ -124,7 +130,9 @@ fn run<W: Work>(mut work: W, orders: &Receiver<Order<W::News>>) {
         match orders.recv_timeout(next.saturating_duration_since(Instant::now())) {
             Ok(Order::End) | Err(RecvTimeoutError::Disconnected) => return,
             Ok(order) => {
-                take(&mut work, order);
+                if !take(&mut work, order) {
+                    continue;
+                }
                 if !take_burst(&mut work, orders) {
                     return;
                 }
@@ -136,9 +144,11 @@ fn run<W: Work>(mut work: W, orders: &Receiver<Order<W::News>>) {
     }
 }
 
-fn take<W: Work>(work: &mut W, order: Order<W::News>) {
-    if let Order::News(news) = order {
-        work.take(news);
+/// Whether there shall be a pass.
+fn take<W: Work>(work: &mut W, order: Order<W::News>) -> bool {
+    match order {
+        Order::News(news) => work.take(news),
+        Order::Look | Order::End => true,
     }
 }
 
@@ -148,7 +158,9 @@ fn take_burst<W: Work>(work: &mut W, orders: &Receiver<Order<W::News>>) -> bool 
     loop {
         match orders.recv_timeout(until.saturating_duration_since(Instant::now())) {
             Ok(Order::End) => return false,
-            Ok(order) => take(work, order),
+            Ok(order) => {
+                let _is_coming = take(work, order);
+            }
             Err(_) => return true,
         }
     }

@@ -139,8 +139,9 @@ struct Worker {
 impl Work for Worker {
     type News = Network;
 
-    fn take(&mut self, network: Network) {
+    fn take(&mut self, network: Network) -> bool {
         self.network = Some(network);
+        true
     }
 
     fn pass(&mut self) -> bool {

@@ -14,7 +14,7 @@ mod privileged {
     use model::{MacAddr, Mtu, Removal};
     use netlink::rule::Rule;
     use netlink::{Kernel, LinkChange, NewLink, NewLinkKind, Route, RouteFilter, VethPeer, sysctl};
-    use overlay::pods::{Attachment, AttachmentKey, PodNetwork};
+    use overlay::pods::{Attachment, AttachmentKey, Block, Growth, PodNetwork, Pool};
     use overlay::uninstall::{Places, Remembered, uninstall};
     use overlay::vpc::{Config, Interface, Interfaces, Random, Snat, Status, Ways};
     use tests::topology::{Host, connect};
@@ -466,19 +466,19 @@ mod privileged {
         );
     }
 
-    #[test]
-    fn an_interface_is_served_as_soon_as_its_device_comes() {
-        let Some(vpc) = Vpc::new("hotplug") else { return };
-        vpc.await_good();
-        let mac = MacAddr([2, 0, 0, 0, 0, 0x77]);
+    /// The MAC address of a third interface.
+    const THIRD: MacAddr = MacAddr([2, 0, 0, 0, 0, 0x77]);
+
+    fn attach_third(vpc: &Vpc) {
         vpc.ways.send_modify(|ways| {
             if let Some(interfaces) = &mut ways.interfaces {
-                interfaces.others.push(interface(mac, 2));
+                interfaces.others.push(interface(THIRD, 2));
             }
         });
-        let problem =
-            format!("interface {mac}, 10.0.2.5: there is no such device (yet?), what its pods send is lost");
-        vpc.await_status("it is told", |status| status.problems == [problem.clone()]);
+    }
+
+    /// Its device; the index.
+    fn plug_third(vpc: &Vpc) -> u32 {
         let mut kernel = vpc.node.netlink().expect("a socket");
         let peer = VethPeer {
             name: "r2".to_owned(),
@@ -487,11 +487,98 @@ mod privileged {
             namespace: Some(vpc.router.namespace().clone()),
         };
         let mut device = NewLink::new("eth2", NewLinkKind::Veth(peer));
-        device.mac = Some(mac.0);
+        device.mac = Some(THIRD.0);
         let device = kernel.create_link(&device).expect("made");
         let mut router = vpc.router.netlink().expect("a socket");
         let far = router.link_named("r2").expect("readable").expect("there");
         router.change_link(far.index, &LinkChange::up()).expect("up");
+        device.index
+    }
+
+    #[test]
+    fn a_pod_is_answered_for_once_its_rules_are_there_and_its_interface_leads_on() {
+        let Some(vpc) = Vpc::new("led") else { return };
+        vpc.await_good();
+        let block = |number: u32| Block {
+            network: network(&format!("10.0.{number}.16/28")),
+            device_index: number,
+        };
+        vpc.pods.serve_pool(Pool {
+            blocks: (0..3).map(block).collect(),
+            mtu: Mtu(1500),
+            cool_down: Duration::ZERO,
+            growth: Growth::Possible,
+        });
+        let record = |address: &str| {
+            let wishes = Wishes {
+                ips: vec![ip(address)],
+                ..Wishes::default()
+            };
+            let attachment = Attachment {
+                key: key(address),
+                wishes,
+                ..Attachment::default()
+            };
+            vpc.pods.add(&attachment).expect("the address is free");
+        };
+        let led = |address: &str, patience| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let key = key(address);
+            let led = runtime
+                .expect("a runtime")
+                .block_on(vpc.pods.await_led(&key, patience));
+            led.map_err(|error| error.to_string())
+        };
+        // Nothing is awaited: they are there when it is answered.
+        let rules = |address: &str| {
+            let of_pod = Some(IpNetwork::from(ip(address)));
+            let ours = vpc.our_rules().into_iter();
+            let of_pod = ours.filter(|rule| [rule.source, rule.destination].contains(&of_pod));
+            of_pod.map(|rule| rule.to_string()).collect::<Vec<_>>()
+        };
+        let expected = |address: &str, table: u32| {
+            let to = format!("512: to {address}/32 table 254 protocol 213");
+            let from = format!("1536: from {address}/32 table {table} protocol 213");
+            vec![to, from]
+        };
+        for (address, wanted) in [
+            (FIRST, expected(FIRST, 1)[..1].to_vec()),
+            (SECOND, expected(SECOND, 2)),
+        ] {
+            record(address);
+            assert_eq!(led(address, SOON), Ok(()));
+            assert_eq!(rules(address), wanted);
+        }
+
+        let third = "10.0.2.17";
+        let refused = |reason: &str| Err(format!("the kernel does not lead the pod's packets: {reason}"));
+        record(third);
+        let unknown = refused("10.0.2.17 is of no interface that is served");
+        assert_eq!(led(third, SILENCE), unknown);
+        assert!(vpc.pods.list().iter().all(|pod| pod.key != key(third)));
+        attach_third(&vpc);
+        vpc.await_status("its device is missed", |status| !status.problems.is_empty());
+        record(third);
+        let without = refused("table 3 of interface 10.0.2.5 has no route to its gateway yet");
+        assert_eq!(led(third, SILENCE), without);
+        record(third);
+        std::thread::scope(|scope| {
+            let waits = scope.spawn(|| led(third, SOON).map(|()| rules(third)));
+            plug_third(&vpc);
+            assert_eq!(waits.join().expect("no panic"), Ok(expected(third, 3)));
+        });
+    }
+
+    #[test]
+    fn an_interface_is_served_as_soon_as_its_device_comes() {
+        let Some(vpc) = Vpc::new("hotplug") else { return };
+        vpc.await_good();
+        attach_third(&vpc);
+        let problem = format!(
+            "interface {THIRD}, 10.0.2.5: there is no such device (yet?), what its pods send is lost"
+        );
+        vpc.await_status("it is told", |status| status.problems == [problem.clone()]);
+        let index = plug_third(&vpc);
         vpc.await_good();
         let routes: Vec<String> = vpc
             .our_routes()
@@ -499,7 +586,6 @@ mod privileged {
             .filter(|route| route.table == 3)
             .map(|route| route.to_string())
             .collect();
-        let index = device.index;
         let expected = [
             format!("0.0.0.0/0 via 10.0.2.1 link {index} table 3 protocol 213"),
             format!("10.0.2.1/32 link {index} table 3 protocol 213"),

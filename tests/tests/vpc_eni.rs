@@ -2,272 +2,22 @@
 //! when an interface is attached, a router that drops what an interface does not own, pods that the CNI plugin wires. Needs
 //! root.
 
+#[path = "vpc_eni/faults.rs"]
+mod faults;
+#[path = "vpc_eni/world.rs"]
+mod world;
+
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::path::PathBuf;
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
-use fake_vpc::fabric::{Drops, Place};
-use fake_vpc::{Cloud, Fabric, Server};
+use anyhow::{Context, Result};
+use fake_vpc::fabric::Drops;
 use serde_json::{Value, json};
-use tests::cluster::program;
-use tests::directory::Directory;
-use tests::fake_api::FakeApi;
-use tests::network::run_plugin;
-use tests::process::{self, Output, Process};
-use tests::topology::Host;
-use tests::{http, privileged, probe, wait};
-use tokio::runtime::Runtime;
-use vpc_eni::ec2::{Action, InstanceId, Tags, VpcId};
+use tests::{privileged, wait};
+use vpc_eni::ec2::Action;
 
-const SOON: Duration = Duration::from_secs(30);
-
-/// Where pods serve.
-const PORT: u16 = 7000;
-
-/// Somebody outside the VPC.
-const OUTSIDE: &str = "198.51.100.1";
-
-/// Processes end before what they stand on goes: fields are dropped in this order.
-struct World {
-    nodes: Vec<Node>,
-    fabric: Fabric,
-    cloud: Cloud,
-    vpc: VpcId,
-    _server: Server,
-    _router: Host,
-    _runtime: Runtime,
-}
-
-struct Node {
-    agent: Option<Process>,
-    pods: Vec<Pod>,
-    config: PathBuf,
-    /// Where EC2 and the metadata service answer.
-    endpoints: [String; 2],
-    instance: InstanceId,
-    directory: Directory,
-    _api: FakeApi,
-    _ec2: Server,
-    host: Host,
-}
-
-struct Pod {
-    host: Host,
-    id: String,
-    address: IpAddr,
-}
-
-impl World {
-    /// Nodes with their primary interfaces; no agent runs yet.
-    fn build(label: &str, nodes: usize, variables: &Value) -> Result<Self> {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            .build()?;
-        let entered = runtime.enter();
-        let cloud = Cloud::new(1);
-        let vpc = cloud.make_vpc(&["172.30.0.0/16".parse()?])?;
-        let subnet = cloud.make_subnet(&vpc, "172.30.8.0/24".parse()?, "eu-west-1a", Tags::new())?;
-        let router = Host::new(&format!("{label}-router"))?;
-        let hosts = (0..nodes)
-            .map(|number| Host::new(&format!("{label}-{number}")))
-            .collect::<Result<Vec<_>>>()?;
-        let instances = (0..nodes)
-            .map(|_| cloud.make_instance("t3.small", &subnet, &[]))
-            .collect::<Result<Vec<_>, _>>()?;
-        let namespaces = hosts.iter().map(|host| host.namespace().clone());
-        let place = Place {
-            vpc: vpc.clone(),
-            router: router.namespace().clone(),
-            nodes: instances.iter().cloned().zip(namespaces).collect(),
-            internet: vec![OUTSIDE.parse()?],
-        };
-        let fabric = runtime.block_on(Fabric::start(&cloud, place))?;
-        let server = Server::start(&cloud, "127.0.0.1:0".parse()?)?;
-        let nodes = hosts.into_iter().zip(instances).enumerate();
-        let nodes = nodes
-            .map(|(number, (host, instance))| {
-                Node::new(
-                    &format!("{label}-{number}"),
-                    host,
-                    instance,
-                    &server,
-                    &cloud,
-                    variables,
-                )
-            })
-            .collect::<Result<Vec<_>>>()?;
-        drop(entered);
-        Ok(Self {
-            nodes,
-            fabric,
-            cloud,
-            vpc,
-            _server: server,
-            _router: router,
-            _runtime: runtime,
-        })
-    }
-
-    /// The names of a node's interfaces.
-    fn interfaces(&self, number: usize) -> BTreeSet<vpc_eni::ec2::EniId> {
-        let interfaces = self.cloud.interfaces_of(&self.nodes[number].instance).into_iter();
-        interfaces.map(|interface| interface.eni.id).collect()
-    }
-
-    /// Who it was that a pod's packets come from outside the VPC.
-    fn seen_outside(&self, number: usize, pod: usize) -> Result<IpAddr> {
-        let to: SocketAddr = (OUTSIDE.parse::<IpAddr>()?, 9).into();
-        let outside = self.fabric.listen(to)?;
-        outside.set_read_timeout(Some(Duration::from_millis(200)))?;
-        let pod = &self.nodes[number].pods[pod];
-        let socket = pod.host.run(|| UdpSocket::bind((pod.address, 0)))??;
-        Ok(wait::until("a packet arrives", SOON, || {
-            socket.send_to(b"packet", to)?;
-            let (_, from) = outside.recv_from(&mut [0; 16])?;
-            std::io::Result::Ok(from.ip())
-        }))
-    }
-}
-
-impl Node {
-    fn new(
-        label: &str,
-        host: Host,
-        instance: InstanceId,
-        server: &Server,
-        cloud: &Cloud,
-        variables: &Value,
-    ) -> Result<Self> {
-        host.set("net/ipv4/ip_forward", "1")?;
-        let listen = || host.run(|| TcpListener::bind("127.0.0.1:0"))?.context("a port");
-        let ec2 = Server::start_on(cloud, listen()?)?;
-        let metadata = server.serve_metadata_on(&instance, listen()?)?;
-        let endpoints = [ec2.ec2(), metadata].map(|at| format!("http://{at}"));
-        let api = FakeApi::start_on(listen()?)?;
-        let directory = Directory::new(label);
-        let path = |name: &str| directory.path().join(name);
-        api.write_kubeconfig(&path("kubeconfig"))?;
-        let config = json!({
-            "nodeName": "node-1",
-            "kubernetes": {"kubeconfig": path("kubeconfig")},
-            "proxy": {"datapath": "none"},
-            "dns": {"feedSocket": path("dns.sock")},
-            "stateDir": path("state"),
-            "healthBind": "127.0.0.1:10256",
-            "metricsBind": "127.0.0.1:10249",
-            "vpcEni": {"variables": variables},
-            "cni": {"socket": path("cni.sock"), "confDir": path("net.d")},
-        });
-        let config = directory.write("node.yaml", &config.to_string());
-        Ok(Self {
-            agent: None,
-            pods: Vec::new(),
-            config,
-            endpoints,
-            instance,
-            directory,
-            _api: api,
-            host,
-            _ec2: ec2,
-        })
-    }
-
-    fn start_agent(&mut self, credentials: &[(&str, &str)]) -> Result<()> {
-        let place = self.host.place();
-        let [ec2, metadata] = &self.endpoints;
-        let mut command = process::command(&place, program("causeway"));
-        command
-            .arg("node")
-            .arg("--config")
-            .arg(&self.config)
-            .env_remove("NODE_NAME")
-            .env("AWS_EC2_ENDPOINT", ec2)
-            .env("AWS_EC2_METADATA_SERVICE_ENDPOINT", metadata)
-            .envs(credentials.iter().copied());
-        self.agent = Some(Process::spawn(&place, &mut command)?);
-        Ok(())
-    }
-
-    fn cni(&self, command: &str, id: &str, netns: &str) -> Result<Output> {
-        let socket = self.directory.path().join("cni.sock");
-        run_plugin(&self.host.place(), &socket, command, id, netns)
-    }
-
-    #[track_caller]
-    fn await_status(&self) {
-        wait::until("pods can come", SOON, || {
-            let said = self.cni("STATUS", "", "").map_err(|error| format!("{error:#}"))?;
-            if said.status.success() {
-                Ok(())
-            } else {
-                Err(said.stdout)
-            }
-        });
-    }
-
-    fn add(&mut self, id: &str) -> Result<IpAddr> {
-        let host = Host::new(id)?;
-        let said = self.cni("ADD", id, &host.path())?;
-        ensure!(said.status.success(), "{said:?}");
-        let result: Value = serde_json::from_str(&said.stdout)?;
-        let network = result["ips"][0]["address"].as_str().context("an address")?;
-        let (address, length) = network.split_once('/').context("a network")?;
-        ensure!(length == "32", "{network}");
-        let address = address.parse()?;
-        probe::serve(&host, (address, PORT).into())?;
-        self.pods.push(Pod {
-            host,
-            id: id.to_owned(),
-            address,
-        });
-        Ok(address)
-    }
-
-    fn remove_last(&mut self) -> Result<IpAddr> {
-        let pod = self.pods.pop().context("a pod")?;
-        let said = self.cni("DEL", &pod.id, &pod.host.path())?;
-        ensure!(said.status.success(), "{said:?}");
-        Ok(pod.address)
-    }
-
-    /// What `ip` prints of the node.
-    fn ip(&self, arguments: &[&str]) -> Result<String> {
-        Ok(self.host.command("ip", arguments)?.stdout)
-    }
-
-    fn get(&self, port: u16, path: &str) -> Result<String> {
-        let answer = self
-            .host
-            .run(|| http::get(SocketAddr::from(([127, 0, 0, 1], port)), path))??;
-        Ok(answer)
-    }
-
-    /// A sample of the agent's metrics.
-    fn sample(&self, name: &str) -> Option<String> {
-        let page = self.get(10_249, "/metrics").ok()?;
-        let line = page.lines().find(|line| line.starts_with(&format!("{name} ")))?;
-        Some(line.rsplit(' ').next()?.to_owned())
-    }
-
-    /// What does not work, by the health check.
-    fn says(&self, what: &str, words: [&str; 2]) {
-        wait::until_value(
-            what,
-            3 * SOON,
-            || self.get(10_256, "/healthz").unwrap_or_default(),
-            |health| words.iter().all(|word| health.contains(word)),
-        );
-    }
-}
-
-/// Keys that nobody checks.
-const KEYS: [(&str, &str); 2] = [
-    ("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE"),
-    ("AWS_SECRET_ACCESS_KEY", "secret"),
-];
+use world::{KEYS, PORT, SOON, World};
 
 #[test]
 fn pods_have_addresses_of_the_vpc_and_interfaces_come_and_go_with_them() -> Result<()> {
@@ -303,11 +53,10 @@ fn pods_have_addresses_of_the_vpc_and_interfaces_come_and_go_with_them() -> Resu
         is("6"),
     );
     assert_eq!(node.sample("awscni_eni_allocated").as_deref(), Some("2"));
-    wait::until_value(
-        "each pod has its rules",
-        SOON,
-        || node.ip(&["rule"]).unwrap_or_default(),
-        |rules| rules.matches("512:").count() == 5 && rules.matches("1536:").count() == 2,
+    let rules = node.ip(&["rule"])?;
+    assert_eq!(
+        [rules.matches("512:").count(), rules.matches("1536:").count()],
+        [5, 2]
     );
     let table = node.ip(&["route", "show", "table", "2"])?;
     assert!(table.contains("default via 172.30.8.1 dev eth1"), "{table}");
@@ -370,16 +119,8 @@ fn pods_of_two_nodes_reach_each_other_and_leave_the_vpc_with_the_nodes_address()
             // The last ones are the second interface's.
             for pod in 0..5 {
                 node.add(&format!("pod-{number}-{pod}"))?;
+                node.send_at_once()?;
             }
-        }
-        // A pod's ways come a moment after it: what it sends before may leave by another's interface.
-        for node in &world.nodes {
-            wait::until_value(
-                "each pod has its rules",
-                SOON,
-                || node.ip(&["rule"]).unwrap_or_default(),
-                |rules| rules.matches("512:").count() == 5 && rules.matches("1536:").count() == 2,
-            );
         }
         let pods = || world.nodes.iter().flat_map(|node| &node.pods);
         for (from, to) in pods().flat_map(|from| pods().map(move |to| (from, to))) {

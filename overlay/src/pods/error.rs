@@ -47,6 +47,12 @@ pub enum PodError {
     /// The interface was deleted before there was an address for it.
     #[error("interface {} of container {} was deleted while it waited for an address", .0.ifname, .0.container_id)]
     Dismissed(AttachmentKey),
+    /// The kernel does not lead its packets by the way that its address asks for: try again.
+    #[error("the kernel does not lead the pod's packets: {reason}")]
+    NotLed {
+        /// What it waits for.
+        reason: String,
+    },
     /// This node has no pool of blocks.
     #[error("this node's addresses are not in blocks")]
     NoPool,

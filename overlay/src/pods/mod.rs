@@ -3,12 +3,14 @@
 //! - [`PodNetwork`] is the handle that the agent shares between its CNI socket and the overlay.
 //! - A node has a subnet ([`PodNetwork::serve`]), or a [`Pool`] of blocks that come and go
 //!   ([`PodNetwork::serve_pool`]); where a pool has no address now, pods wait for one in a line ([`Turn`]).
+//! - Where pods' ways differ, one is answered for once the kernel leads its packets ([`PodNetwork::await_led`]).
 //! - [`wiring`] plans one pod.
 //! - `state` decides, `addresses` is the bookkeeping, `log` the file under it, `pool` and `line` are what pools need.
 
 mod addresses;
 mod clock;
 mod error;
+mod leading;
 mod line;
 pub(crate) mod log;
 mod pool;
@@ -32,11 +34,13 @@ use tokio::sync::watch;
 pub use addresses::{Assigned, AttachmentKey};
 pub use clock::{Clock, Now};
 pub use error::PodError;
+pub(crate) use leading::{Asked, Standing};
 pub use line::Turn;
 pub use pool::{Block, Busy, Census, Count, Growth, Pool, Stranded, Withdrawal};
 
 use addresses::{Addresses, Record};
 use clock::When;
+use leading::Leader;
 use line::Line;
 use log::Log;
 use pool::Served;
@@ -96,6 +100,10 @@ struct Shared {
     chances: watch::Sender<u64>,
     /// Counts what changed for who gets blocks for them.
     changes: watch::Sender<u64>,
+    /// Who has the kernel lead packets of a pool's interfaces.
+    leader: watch::Sender<Option<Leader>>,
+    /// Whether the kernel was looked at for pods without a record.
+    has_looked: watch::Sender<bool>,
 }
 
 /// What came of an interface's asking.
@@ -183,6 +191,7 @@ impl PodNetwork {
             addresses,
             place,
             line: Line::default(),
+            unanswered: HashSet::new(),
             listener: None,
         });
         Ok(Self {
@@ -194,6 +203,8 @@ impl PodNetwork {
                 state,
                 chances: watch::Sender::new(0),
                 changes: watch::Sender::new(0),
+                leader: watch::Sender::new(None),
+                has_looked: watch::Sender::new(false),
             }),
         })
     }
@@ -241,7 +252,11 @@ impl PodNetwork {
             return Ok(plan);
         };
         if let Err(error) = self.sync(appended.addition) {
-            self.lock().addresses.retract(&assigned);
+            {
+                let mut state = self.lock();
+                state.addresses.retract(&assigned);
+                state.unanswered.remove(&attachment.key);
+            }
             self.tell_waiting();
             return Err(error);
         }
@@ -296,6 +311,7 @@ impl PodNetwork {
         };
         let appended = self.append_addition(&assigned, state.addresses.get(&attachment.key), now)?;
         state.addresses.assign(assigned.clone(), now.into());
+        state.unanswered.insert(attachment.key.clone());
         state.line.leave(number);
         Ok(Given {
             plan: wiring::plan_pod(&assigned, mtu),
@@ -376,6 +392,7 @@ impl PodNetwork {
                 at: When::from(now).logged_at(),
             })?;
             state.addresses.free(address, now.into());
+            state.unanswered.remove(key);
             (assigned, ticket)
         };
         if let Err(error) = self.sync(ticket) {
@@ -560,6 +577,17 @@ impl PodNetwork {
         if is_news {
             self.tell_waiting();
         }
+        self.shared
+            .has_looked
+            .send_if_modified(|before| !std::mem::replace(before, true));
+    }
+
+    /// Waits until the kernel was looked at once for pods whose records the disk lost. Before that an address may be in use
+    /// although nothing here says so.
+    pub async fn await_look(&self) {
+        let mut has_looked = self.shared.has_looked.subscribe();
+        // Its sender is in what `self` holds.
+        let _ = has_looked.wait_for(|looked| *looked).await;
     }
 
     /// Calls back after every change of who has which address.

@@ -1,11 +1,12 @@
 //! What an interface gets, as things stand. Pure.
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 use model::{ByFamily, MacAddr, Mtu};
 
-use super::addresses::{Addresses, Refused};
+use super::addresses::{Addresses, AttachmentKey, Refused};
 use super::clock::Now;
 use super::line::Line;
 use super::pool::{Growth, Served};
@@ -19,6 +20,8 @@ pub(super) struct State {
     pub(super) addresses: Addresses,
     pub(super) place: Place,
     pub(super) line: Line,
+    /// Interfaces that got their addresses from this process, and of which nobody was told that they can be used.
+    pub(super) unanswered: HashSet<AttachmentKey>,
     /// Told after every change.
     pub(super) listener: Option<Box<dyn Fn() + Send>>,
 }

@@ -167,6 +167,23 @@ pub(super) fn is_of_a_plan(rule: &Rule) -> bool {
     planned.is_equal_but_for_its_maker(rule)
 }
 
+impl Plan {
+    /// The rules of a pod alone.
+    pub(super) fn rules_of(&self, pod: IpAddr) -> impl Iterator<Item = &Rule> {
+        self.rules.iter().filter(move |rule| is_of_pod(rule, pod))
+    }
+}
+
+/// Whether a rule is of the kind that a plan has for a pod, and for this one.
+pub(super) fn is_of_pod(rule: &Rule, pod: IpAddr) -> bool {
+    let pod = Some(IpNetwork::from(pod));
+    match rule.priority {
+        TO_POD => rule.destination == pod,
+        FROM_POD => rule.source == pod,
+        _ => false,
+    }
+}
+
 /// Whose packets a rule sends to an interface's table: a pod's address.
 pub(super) fn pod_of(rule: &Rule) -> Option<IpAddr> {
     let source = rule.source.filter(|_| rule.priority == FROM_POD)?;

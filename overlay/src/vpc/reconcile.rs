@@ -19,7 +19,7 @@ use netlink::route::TABLE_MAIN;
 use netlink::rule::Rule;
 use netlink::{AbsentIsFine, Address, Kernel, Link, LinkChange, LinkKind, Result, Route, RouteFilter};
 
-use super::plan::{Plan, Uplink, is_of_a_plan, pod_of};
+use super::plan::{Plan, Uplink, is_of_a_plan, is_of_pod, pod_of};
 use crate::reconcile::{Mirror, Outcome, PodRoute, repair_pods};
 
 /// `RTPROT_KERNEL`: the route that an address with a prefix brings.
@@ -280,6 +280,54 @@ pub(super) fn repair(
     write(kernel, &difference.goes, &mut outcome);
     outcome.problems.extend(difference.problems);
     outcome
+}
+
+/// Writes the rules of one pod of a plan, and takes away what there is of a pod that had its address: a pass for it
+/// alone. What its rules lead to is looked at, and left to passes over everything. How many writes that took; the reason,
+/// where its packets are not led as planned and nothing was written.
+///
+/// # Errors
+/// As the kernel says; the rules before the failed one are there.
+pub(super) fn lead(kernel: &mut impl Kernel, plan: &Plan, pod: IpAddr) -> Result<Result<usize, String>> {
+    if plan.undecided.contains(&pod) {
+        return Ok(Err(format!("{pod} is of no interface that is served")));
+    }
+    let rules: BTreeSet<Rule> = plan.rules_of(pod).cloned().collect();
+    let tables = rules.iter().filter_map(Rule::table);
+    for uplink in tables.filter_map(|table| plan.uplinks.values().find(|uplink| uplink.table == table)) {
+        let of_table = RouteFilter {
+            table: Some(uplink.table),
+            ..RouteFilter::default()
+        };
+        let gateway = Some(IpAddr::V4(uplink.gateway));
+        // Without its device, or as long as that is down, a table has no route.
+        if !kernel
+            .routes(&of_table)?
+            .iter()
+            .any(|route| route.gateway == gateway)
+        {
+            return Ok(Err(format!(
+                "table {} of interface {} has no route to its gateway yet",
+                uplink.table, uplink.address
+            )));
+        }
+    }
+    let of_pod = Plan {
+        rules,
+        is_complete: true,
+        ..Plan::default()
+    };
+    let mut actual = Actual {
+        rules: kernel.all_rules()?,
+        ..Actual::default()
+    };
+    actual.rules.retain(|rule| is_of_pod(rule, pod));
+    let difference = difference(&of_pod, &actual);
+    let changes = || difference.comes.iter().chain(&difference.goes);
+    for change in changes() {
+        change.write(kernel)?;
+    }
+    Ok(Ok(changes().count()))
 }
 
 /// Deletes all rules that are ours, and all routes but those to pods in the main table.

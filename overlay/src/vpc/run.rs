@@ -1,6 +1,8 @@
 //! The threads of one node: they keep the kernel right on news of interfaces, on changes of pods, on kernel events that
-//! may concern us, and by audit.
+//! may concern us, and by audit. A new pod is led at once, by the thread that does all of that and in between two passes:
+//! its interface is not answered for before, and the next pass would be a burst of events later.
 
+use std::slice;
 use std::sync::Arc;
 
 use model::wiring::ROUTE_PROTOCOL;
@@ -11,14 +13,14 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::plan::{self, plan};
-use super::reconcile::{Actual, repair};
+use super::reconcile::{Actual, lead, repair};
 use super::{Ways, translation};
 use crate::drive::{self, Drive, Watched, Work};
 use crate::engine::{speaks, tables};
 use crate::error::Error;
 use crate::own_pods::OwnPods;
-use crate::pods::PodNetwork;
-use crate::reconcile::{Mirror, Outcome};
+use crate::pods::{Asked, PodNetwork, Standing};
+use crate::reconcile::{Mirror, Outcome, PodRoute};
 use crate::{guard, host_ports};
 
 /// `rp_filter`: a packet is taken whose source is routed by any device (RFC 3704 §2.4).
@@ -57,7 +59,7 @@ pub async fn run(
     let drive = blocking(move || start(config, &pods, status)).await??;
     let ended = loop {
         let now = ways.borrow_and_update().clone();
-        if let Err(error) = drive.tell(now) {
+        if let Err(error) = drive.tell(News::Ways(now)) {
             break Err(error);
         }
         tokio::select! {
@@ -80,7 +82,7 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
         .map_err(|_| Error::EngineEnded)
 }
 
-fn start(config: Config, pods: &PodNetwork, status: watch::Sender<Status>) -> Result<Drive<Ways>, Error> {
+fn start(config: Config, pods: &PodNetwork, status: watch::Sender<Status>) -> Result<Drive<News>, Error> {
     let nft = Nft::open()?;
     let mut tables: Vec<Table> = IpFamily::ALL.into_iter().flat_map(tables).collect();
     tables.push(translation::table());
@@ -104,11 +106,16 @@ fn start(config: Config, pods: &PodNetwork, status: watch::Sender<Status>) -> Re
         pods: OwnPods::new(pods.clone()),
         host_ports: host_ports::Keeper::default(),
         ways: None,
+        is_settled: false,
+        asked: Vec::new(),
         plan: None,
         status,
         last: Outcome::default(),
     };
-    Drive::start(["vpc", "vpc-events", "vpc-nft"], worker, watched, pods)
+    let drive = Drive::start(["vpc", "vpc-events", "vpc-nft"], worker, watched, pods)?;
+    let tell = drive.teller();
+    pods.lead_by(move |asked| tell(News::Pod(asked)));
+    Ok(drive)
 }
 
 fn concerns_us(event: &Event) -> bool {
@@ -131,6 +138,13 @@ fn concerns_us(event: &Event) -> bool {
     }
 }
 
+/// What the thread is told.
+enum News {
+    Ways(Ways),
+    /// It is not answered for before its packets are led.
+    Pod(Asked),
+}
+
 struct Worker {
     config: Config,
     kernel: Netlink,
@@ -138,16 +152,33 @@ struct Worker {
     pods: OwnPods,
     host_ports: host_ports::Keeper,
     ways: Option<Ways>,
+    /// A pass has reached the kernel since the ways are so.
+    is_settled: bool,
+    /// Pods that wait until they are led.
+    asked: Vec<Asked>,
     plan: Option<Arc<plan::Plan>>,
     status: watch::Sender<Status>,
     last: Outcome,
 }
 
 impl Work for Worker {
-    type News = Ways;
+    type News = News;
 
-    fn take(&mut self, ways: Ways) {
-        self.ways = Some(ways);
+    fn take(&mut self, news: News) -> bool {
+        match news {
+            News::Ways(ways) => {
+                self.ways = Some(ways);
+                self.is_settled = false;
+                true
+            }
+            News::Pod(asked) => {
+                let is_led = self.lead(&asked);
+                if !is_led {
+                    self.asked.push(asked);
+                }
+                !is_led
+            }
+        }
     }
 
     fn pass(&mut self) -> bool {
@@ -163,6 +194,7 @@ impl Work for Worker {
             }
         };
         drive::log(&outcome, &self.last);
+        self.is_settled = reached && ways.interfaces.is_some();
         let good = outcome.problems.is_empty();
         self.status.send_if_modified(|status| {
             let next = Status {
@@ -175,11 +207,38 @@ impl Work for Worker {
             changed
         });
         self.last = outcome;
-        good
+        let mut asked = std::mem::take(&mut self.asked);
+        asked.retain(|asked| asked.is_awaited() && !self.lead(asked));
+        self.asked = asked;
+        good && self.asked.is_empty()
     }
 }
 
 impl Worker {
+    /// Has a pod led, and tells it. Whether it is.
+    fn lead(&mut self, asked: &Asked) -> bool {
+        let unled = asked.routes.iter().find_map(|pod| self.led(pod).err());
+        let is_led = unled.is_none();
+        asked.tell(unled.map_or(Standing::Led, Standing::NotYet));
+        is_led
+    }
+
+    /// Has the kernel lead a pod's packets, or tells why it does not.
+    fn led(&mut self, pod: &PodRoute) -> Result<(), String> {
+        let Some(ways) = self.ways.as_ref().filter(|_| self.is_settled) else {
+            let problems = self.last.problems.join("; ");
+            return Err(if problems.is_empty() {
+                "the node's network interfaces are not programmed yet".to_owned()
+            } else {
+                problems
+            });
+        };
+        let (plan, _) = plan(ways, slice::from_ref(pod));
+        let writes = lead(&mut self.kernel, &plan, pod.address).map_err(|error| with_causes(&error))??;
+        tracing::debug!(address = %pod.address, writes, "pod led");
+        Ok(())
+    }
+
     fn reconcile(&mut self, ways: &Ways, outcome: &mut Outcome) -> Result<(), Error> {
         let mirror = Mirror::read(&mut self.kernel, &model::ByFamily::default())?;
         let assigned = self.pods.list(&mirror, outcome);

@@ -55,15 +55,22 @@ fn delete(subject: &Subject, pod: &Host, what: &str) {
     assert_eq!(subject.devices(), Vec::<String>::new(), "{what}");
 }
 
-/// All five addresses can be given, each once.
+/// All addresses can be given, each once, and no rule for a pod stays.
 #[track_caller]
 fn nothing_leaked(subject: &Subject) {
-    let added: Vec<_> = (0..5).map(|number| subject.add(&format!("n{number}"))).collect();
+    let added: Vec<_> = (0..subject.addresses)
+        .map(|number| subject.add(&format!("n{number}")))
+        .collect();
     let addresses: BTreeSet<String> = added
         .iter()
         .map(|(_, result)| result["ips"][0]["address"].to_string())
         .collect();
-    assert_eq!(addresses.len(), 5, "{addresses:?}");
+    assert_eq!(
+        addresses.len(),
+        subject.addresses,
+        "{}: {addresses:?}",
+        subject.name
+    );
     for (number, (pod, _)) in added.iter().enumerate() {
         assert!(
             subject
@@ -72,6 +79,7 @@ fn nothing_leaked(subject: &Subject) {
                 .success
         );
     }
+    subject.await_no_rules();
 }
 
 #[test]
@@ -80,16 +88,19 @@ fn a_plugin_that_is_killed_at_any_call_leaves_nothing_once_it_was_deleted() {
     if !std::path::Path::new("/usr/bin/strace").exists() {
         return tests::skipped(claim, "strace is not installed");
     }
-    let Some(subject) = Subject::ours_with_five_addresses(claim) else {
-        return;
-    };
+    for subject in Subject::ours_with_few_addresses(claim) {
+        kill_at_each_call(&subject);
+    }
+}
+
+fn kill_at_each_call(subject: &Subject) {
     let pod = Host::new("pod").expect("a namespace");
-    let add = calls(&subject, "ADD", &pod);
-    let del = calls(&subject, "DEL", &pod);
+    let add = calls(subject, "ADD", &pod);
+    let del = calls(subject, "DEL", &pod);
     let (mut runs, mut ended) = (0, 0);
     for call in &add {
         runs += 1;
-        ended += usize::from(!killed(&subject, "ADD", &pod, call).success);
+        ended += usize::from(!killed(subject, "ADD", &pod, call).success);
         // Either way: a runtime that tries again, or one that gives up.
         if runs % 2 == 0 {
             let ran = subject.call("ADD", "c1", &pod.path()).run();
@@ -100,7 +111,7 @@ fn a_plugin_that_is_killed_at_any_call_leaves_nothing_once_it_was_deleted() {
             );
         }
         delete(
-            &subject,
+            subject,
             &pod,
             &format!("after an ADD that was killed at {call:?}"),
         );
@@ -109,16 +120,13 @@ fn a_plugin_that_is_killed_at_any_call_leaves_nothing_once_it_was_deleted() {
         runs += 1;
         let ran = subject.call("ADD", "c1", &pod.path()).run();
         assert!(ran.success, "{ran:?}");
-        ended += usize::from(!killed(&subject, "DEL", &pod, call).success);
-        delete(
-            &subject,
-            &pod,
-            &format!("after a DEL that was killed at {call:?}"),
-        );
+        ended += usize::from(!killed(subject, "DEL", &pod, call).success);
+        delete(subject, &pod, &format!("after a DEL that was killed at {call:?}"));
     }
-    nothing_leaked(&subject);
+    nothing_leaked(subject);
     println!(
-        "CNI: {ended} of {runs} runs were killed, of {} and {} calls",
+        "{}: {ended} of {runs} runs were killed, of {} and {} calls",
+        subject.name,
         add.len(),
         del.len()
     );
@@ -131,42 +139,48 @@ const ROUNDS_FULL: usize = 1250;
 
 #[test]
 fn after_a_storm_of_adds_and_deletions_with_agents_that_are_killed_nothing_is_left() {
-    let Some(subject) = Subject::ours_with_five_addresses("CNI: a storm (F6)") else {
-        return;
-    };
+    for subject in Subject::ours_with_few_addresses("CNI: a storm (F6)") {
+        storm(&subject);
+    }
+}
+
+fn storm(subject: &Subject) {
     let rounds = if is_full_run() { ROUNDS_FULL } else { ROUNDS };
-    let working = AtomicUsize::new(0);
-    let (served, kills) = std::thread::scope(|scope| {
+    let (working, served) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let kills = std::thread::scope(|scope| {
         let runtime = |number: usize| {
-            let (subject, working) = (&subject, &working);
+            let (subject, working, served) = (subject, &working, &served);
             working.fetch_add(1, Ordering::Relaxed);
             scope.spawn(move || {
                 let pod = Host::new("pod").expect("a namespace");
                 let container = format!("storm-{number}");
-                let mut served = 0;
                 for _ in 0..rounds {
-                    served += usize::from(subject.call("ADD", &container, &pod.path()).run().success);
+                    let ran = subject.call("ADD", &container, &pod.path()).run();
+                    served.fetch_add(usize::from(ran.success), Ordering::Relaxed);
                     // It succeeds without an agent, too.
                     let ran = subject.call("DEL", &container, &pod.path()).run();
                     assert!(ran.success || ran.code().is_some(), "{ran:?}");
                 }
                 working.fetch_sub(1, Ordering::Relaxed);
-                served
             })
         };
         let runtimes: Vec<_> = (0..4).map(runtime).collect();
         let mut kills = 0;
         while working.load(Ordering::Relaxed) > 0 {
+            let before = served.load(Ordering::Relaxed);
+            let goes_on = || (served.load(Ordering::Relaxed), working.load(Ordering::Relaxed));
+            let serves = |now: &(usize, usize)| now.0 > before || now.1 == 0;
+            wait::until_value("it serves somebody", Duration::from_secs(60), goes_on, serves);
             subject.kill_agent();
             subject.replace_agent();
             kills += 1;
         }
-        let served: usize = runtimes
-            .into_iter()
-            .map(|runtime| runtime.join().expect("no panic"))
-            .sum();
-        (served, kills)
+        for runtime in runtimes {
+            runtime.join().expect("no panic");
+        }
+        kills
     });
+    let served = served.into_inner();
     for number in 0..4 {
         let ran = subject
             .call("DEL", &format!("storm-{number}"), "")
@@ -175,9 +189,10 @@ fn after_a_storm_of_adds_and_deletions_with_agents_that_are_killed_nothing_is_le
         assert!(ran.success, "{ran:?}");
     }
     assert_eq!(subject.devices(), Vec::<String>::new());
-    nothing_leaked(&subject);
+    nothing_leaked(subject);
     println!(
-        "CNI: {served} of {} ADDs were served, {kills} agents were killed",
+        "{}: {served} of {} ADDs were served, {kills} agents were killed",
+        subject.name,
         4 * rounds
     );
     assert!(served > 0 && kills > 1);
@@ -200,8 +215,10 @@ impl Strace {
             Duration::from_secs(10),
             || std::fs::read_to_string(&status).unwrap_or_default(),
             |text| {
+                let traced = |line: &str| line.starts_with("TracerPid:") && !line.ends_with("\t0");
+                // What is done to it may have been done at once.
                 text.lines()
-                    .any(|line| line.starts_with("TracerPid:") && !line.ends_with("\t0"))
+                    .any(|line| traced(line) || line.starts_with("State:\tZ"))
             },
         );
         Self(child)
@@ -219,9 +236,12 @@ impl Drop for Strace {
 
 #[test]
 fn an_agent_that_is_killed_while_it_serves_gives_no_address_twice() {
-    let Some(subject) = Subject::ours_with_five_addresses("CNI: an agent that is killed (F6)") else {
-        return;
-    };
+    for subject in Subject::ours_with_few_addresses("CNI: an agent that is killed (F6)") {
+        kill_agents(&subject);
+    }
+}
+
+fn kill_agents(subject: &Subject) {
     let (kept, result) = subject.add("kept");
     let pod = Host::new("pod").expect("a namespace");
     let mut refused = 0;
@@ -248,8 +268,9 @@ fn an_agent_that_is_killed_while_it_serves_gives_no_address_twice() {
     for (container, pod) in [("kept", &kept), ("other", &other)] {
         assert!(subject.call("DEL", container, &pod.path()).run().success);
     }
-    nothing_leaked(&subject);
-    println!("CNI: {refused} calls were refused as their agent was killed");
+    nothing_leaked(subject);
+    let name = subject.name;
+    println!("{name}: {refused} calls were refused as their agent was killed");
     assert!(refused > 0, "the first ones come before the plugin has asked");
 }
 
@@ -259,13 +280,16 @@ fn while_the_disk_fails_nothing_is_given_and_afterwards_everything_is() {
     if !std::path::Path::new("/usr/bin/strace").exists() {
         return tests::skipped(claim, "strace is not installed");
     }
-    let Some(subject) = Subject::ours_with_five_addresses(claim) else {
-        return;
-    };
+    for subject in Subject::ours_with_few_addresses(claim) {
+        fail_disk(&subject);
+    }
+}
+
+fn fail_disk(subject: &Subject) {
     let (kept, result) = subject.add("kept");
     let pod = Host::new("pod").expect("a namespace");
     for error in ["ENOSPC", "EIO"] {
-        let strace = Strace::attach(&subject, &format!("inject=fdatasync:error={error}"));
+        let strace = Strace::attach(subject, &format!("inject=fdatasync:error={error}"));
         let ran = subject.call("ADD", "c1", &pod.path()).run();
         assert_eq!(ran.code(), Some(5), "{error}: {ran:?}");
         assert!(
@@ -294,5 +318,118 @@ fn while_the_disk_fails_nothing_is_given_and_afterwards_everything_is() {
         assert!(subject.call("DEL", "c1", &pod.path()).run().success);
     }
     assert!(subject.call("DEL", "kept", &kept.path()).run().success);
-    nothing_leaked(&subject);
+    nothing_leaked(subject);
+}
+
+/// What a disk makes of the book of pods' addresses.
+type Damage = fn(Vec<u8>) -> Vec<u8>;
+
+/// One bit in the middle of the first record.
+fn flip(mut log: Vec<u8>) -> Vec<u8> {
+    let end = log.iter().position(|byte| *byte == b'\n').expect("a line");
+    log[end / 2] ^= 0x10;
+    log
+}
+
+/// Records that a later version may write, before those that are there.
+fn of_the_future(log: Vec<u8>) -> Vec<u8> {
+    [b"99999999 {\"lease\":{\"until\":1}}\n".to_vec(), log].concat()
+}
+
+#[test]
+fn whatever_the_disk_makes_of_the_book_no_address_is_given_twice_and_pods_stay_led() {
+    let damages: [(&str, Damage); 5] = [
+        ("empty", |_| Vec::new()),
+        ("half of it", |log| log[..log.len() / 2].to_vec()),
+        ("zeroes", |log| vec![0; log.len()]),
+        ("a bit", flip),
+        ("of the future", of_the_future),
+    ];
+    for subject in Subject::ours_with_few_addresses("CNI: a book that is damaged (F8)") {
+        for (what, damage) in damages {
+            let kept: Vec<_> = ["a", "b", "c"].iter().map(|id| subject.add(id)).collect();
+            let led = subject.rules_of_pods();
+            subject.kill_agent();
+            let log = std::fs::read(subject.log()).expect("readable");
+            std::fs::write(subject.log(), damage(log)).expect("writable");
+            subject.replace_agent();
+            let more: Vec<_> = (kept.len()..subject.addresses)
+                .map(|number| subject.add(&format!("n{number}")))
+                .collect();
+            let all = kept.iter().chain(&more);
+            let addresses: BTreeSet<String> = all
+                .map(|(_, result)| result["ips"][0]["address"].to_string())
+                .collect();
+            assert_eq!(
+                addresses.len(),
+                subject.addresses,
+                "{} {what}: {addresses:?}",
+                subject.name
+            );
+            let now = subject.rules_of_pods();
+            assert!(
+                led.iter().all(|rule| now.contains(rule)),
+                "{what}: {led:?} {now:?}"
+            );
+            let ids = ["a", "b", "c"].map(str::to_owned).into_iter();
+            let ids = ids.chain((kept.len()..subject.addresses).map(|number| format!("n{number}")));
+            for (id, (pod, _)) in ids.zip(kept.iter().chain(&more)) {
+                let ran = subject.call("DEL", &id, &pod.path()).run();
+                assert!(ran.success, "{what}: {id}: {ran:?}");
+            }
+            assert_eq!(subject.devices(), Vec::<String>::new(), "{what}");
+            subject.await_no_rules();
+        }
+        nothing_leaked(&subject);
+    }
+}
+
+/// Where an agent is killed: which call of which name after the plugin was started. It writes records and answers, makes
+/// them durable, and tells the kernel.
+const AGENTS_CALLS: [(&str, usize); 5] = [
+    ("write", 1),
+    ("write", 3),
+    ("fdatasync", 1),
+    ("sendto", 1),
+    ("sendto", 4),
+];
+
+#[test]
+fn an_agent_that_is_killed_at_a_call_of_its_own_leaves_nothing_and_gives_no_address_twice() {
+    let claim = "CNI: an agent that is killed at a call (F6)";
+    if !std::path::Path::new("/usr/bin/strace").exists() {
+        return tests::skipped(claim, "strace is not installed");
+    }
+    for subject in Subject::ours_with_few_addresses(claim) {
+        let (kept, result) = subject.add("kept");
+        let pod = Host::new("pod").expect("a namespace");
+        let mut refused = 0;
+        for (name, at) in AGENTS_CALLS {
+            for verb in ["ADD", "DEL"] {
+                let strace = Strace::attach(&subject, &format!("inject={name}:signal=SIGKILL:when={at}"));
+                let ran = subject.call(verb, "c1", &pod.path()).run();
+                refused += usize::from(verb == "ADD" && !ran.success);
+                subject.kill_agent();
+                drop(strace);
+                subject.replace_agent();
+                if verb == "ADD" && !ran.success {
+                    let ran = subject.call("ADD", "c1", &pod.path()).run();
+                    assert!(ran.success, "{} {name} {at}: tried again: {ran:?}", subject.name);
+                    assert_ne!(ran.output["ips"][0]["address"], result["ips"][0]["address"]);
+                }
+            }
+            let ran = subject.call("DEL", "c1", &pod.path()).run();
+            assert!(ran.success, "{} {name} {at}: {ran:?}", subject.name);
+            assert_eq!(subject.devices().len(), 1, "that of the pod that stays");
+        }
+        let ran = subject.call("CHECK", "kept", &kept.path()).run();
+        assert!(ran.success, "{}: {ran:?}", subject.name);
+        assert!(subject.call("DEL", "kept", &kept.path()).run().success);
+        nothing_leaked(&subject);
+        println!(
+            "{}: {refused} ADDs were refused as their agent was killed at a call",
+            subject.name
+        );
+        assert!(refused >= 2, "{}: strace kills", subject.name);
+    }
 }

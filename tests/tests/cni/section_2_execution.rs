@@ -62,7 +62,7 @@ fn a_missing_or_wrong_parameter_is_code_4() {
 
 #[test]
 fn add_connects_and_del_leaves_nothing_however_often_and_whatever_is_missing() {
-    for subject in Subject::all("CNI §2: ADD and DEL (F10)") {
+    for subject in Subject::all_of_each_network("CNI §2: ADD and DEL (F10)") {
         let (pod, result) = subject.add("c1");
         let sandbox = pod.path();
         let of_pod = |interface: &&serde_json::Value| interface["sandbox"] == json!(sandbox);
@@ -113,6 +113,7 @@ fn add_connects_and_del_leaves_nothing_however_often_and_whatever_is_missing() {
         drop(pod);
         let ran = subject.call("DEL", "c2", "").with("CNI_NETNS", "").run();
         assert!(ran.success, "{}: its namespace went first: {ran:?}", subject.name);
+        subject.await_no_rules();
     }
 }
 
@@ -141,11 +142,13 @@ fn addresses_are_given_once_and_come_back() {
 
 #[test]
 fn a_hundred_at_once_get_an_address_each_and_leave_none() {
-    let Some(subject) = Subject::ours("CNI §2: a hundred at once (F11)") else {
-        return;
-    };
+    for subject in Subject::ours_with_many_addresses("CNI §2: a hundred at once (F11)") {
+        add_and_remove_a_hundred(&subject);
+    }
+}
+
+fn add_and_remove_a_hundred(subject: &Subject) {
     let results: Vec<_> = std::thread::scope(|scope| {
-        let subject = &subject;
         let all: Vec<_> = (0..100)
             .map(|number| scope.spawn(move || subject.add(&format!("c{number}"))))
             .collect();
@@ -156,9 +159,12 @@ fn a_hundred_at_once_get_an_address_each_and_leave_none() {
         .map(|(_, result)| result["ips"][0]["address"].to_string())
         .collect();
     assert_eq!((addresses.len(), subject.devices().len()), (100, 100));
+    // Whoever was answered for is led.
+    let rules = subject.rules_of_pods();
+    let led = rules.iter().filter(|rule| rule.starts_with("512:")).count();
+    assert_eq!(led, if subject.is_in_vpc() { 100 } else { 0 }, "{rules:?}");
     std::thread::scope(|scope| {
         for (number, (pod, _)) in results.iter().enumerate() {
-            let subject = &subject;
             scope.spawn(move || {
                 let ran = subject.call("DEL", &format!("c{number}"), &pod.path()).run();
                 assert!(ran.success, "{ran:?}");
@@ -166,11 +172,12 @@ fn a_hundred_at_once_get_an_address_each_and_leave_none() {
         }
     });
     assert_eq!(subject.devices(), NONE);
+    subject.await_no_rules();
 }
 
 #[test]
 fn an_interface_that_is_there_is_refused_and_stays_as_it_is() {
-    for subject in Subject::all("CNI §2: ADD twice (F9)") {
+    for subject in Subject::all_of_each_network("CNI §2: ADD twice (F9)") {
         let (pod, result) = subject.add("c1");
         let show = || {
             pod.command("ip", &["-o", "addr", "show", "eth0"])
@@ -181,7 +188,7 @@ fn an_interface_that_is_there_is_refused_and_stays_as_it_is() {
         let ran = subject.call("ADD", "c1", &pod.path()).run();
         assert!(!ran.success, "{}: {ran:?}", subject.name);
         // The reference plugins take the address from the interface that they refuse to make again.
-        if subject.name == "causeway-cni" {
+        if subject.is_ours() {
             assert_eq!(show(), before);
             let address = result["ips"][0]["address"].as_str().expect("an address");
             let (other, theirs) = subject.add("c2");

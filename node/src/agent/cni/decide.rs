@@ -1,5 +1,7 @@
 //! What each request of the plugin comes to.
 
+use std::time::Duration;
+
 use cni_plugin::protocol::{self, Failure, Request, Response};
 use cni_plugin::spec::code;
 use model::ObjectName;
@@ -7,6 +9,13 @@ use model::wiring::WiringPlan;
 use overlay::pods::{Attachment, AttachmentKey, PodError, PodNetwork};
 
 use crate::agent::history::History;
+
+/// How long an ADD waits until the kernel leads the pod's packets. A pass over everything is tried each second; the plugin
+/// gives up when it hears nothing for ten.
+///
+/// An ADD that fails is tried again by the runtime, and tells the user why. One that was answered all the same would be
+/// a pod that runs, and of which nobody knows why what it sends is lost.
+const LED: Duration = Duration::from_secs(5);
 
 /// Answers a request; `history` learns of pods that left. Blocks on the disk.
 pub(super) fn decide(pods: &PodNetwork, history: &History, request: Request) -> Response {
@@ -74,6 +83,22 @@ pub(super) fn waiting(request: &Request) -> Option<Attachment> {
     })
 }
 
+/// The interface that a request wants connected.
+pub(super) fn connects(request: &Request) -> Option<AttachmentKey> {
+    match request {
+        Request::Add { key: of, .. } => Some(key(of)),
+        _ => None,
+    }
+}
+
+/// The answer to an ADD, unless the packets of its interface are not led.
+pub(super) async fn once_led(pods: &PodNetwork, of: &AttachmentKey, answered: Response) -> Response {
+    match answered {
+        Response::Wired { .. } => answer(pods.await_led(of, LED).await, |()| answered),
+        other => other,
+    }
+}
+
 /// Answers an ADD.
 pub(super) fn added(result: Result<WiringPlan, PodError>) -> Response {
     answer(result, |plan| Response::Wired { plan })
@@ -88,6 +113,7 @@ fn answer<T>(result: Result<T, PodError>, success: impl FnOnce(T) -> Response) -
                 | PodError::Exhausted { .. }
                 | PodError::NoneNow { .. }
                 | PodError::NoneComing { .. }
+                | PodError::NotLed { .. }
                 | PodError::Dismissed(_)
                 | PodError::NoPool
                 | PodError::PortInUse { .. } => code::TRY_AGAIN,

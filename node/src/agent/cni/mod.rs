@@ -4,7 +4,7 @@
 //! runtime ─ exec ─► causeway-cni ─ one frame ─► serve_plugin ─ blocking thread ─► PodNetwork (log, fdatasync)
 //! ```
 //! Where the node's addresses come in blocks and none is free, an ADD waits for its turn, without a thread, as long as the
-//! plugin does. The runtime learns of the plugin by [`conflist`], which is written once a pod could be connected, and stays.
+//! plugin does. It is answered once the kernel leads the pod's packets. The runtime learns of the plugin by [`conflist`], which is written once a pod could be connected, and stays.
 
 pub mod conflist;
 mod decide;
@@ -128,9 +128,11 @@ async fn serve_plugin(
         error = Empty
     );
     let deciding = info_span!(target: TARGET, parent: &span, "decide");
+    let connects = decide::connects(&request);
+    let leading = pods.clone();
     let patience = request.patience().min(MOST_PATIENCE);
     let decided = async {
-        match decide::waiting(&request) {
+        let answered = match decide::waiting(&request) {
             Some(attachment) => {
                 let deadline = Instant::now() + patience;
                 add_in_turn(&mut stream, pods.queue(attachment), deadline, at_once, deciding).await
@@ -141,7 +143,11 @@ async fn serve_plugin(
                     .await
                     .context("decide")
             }
-        }
+        }?;
+        anyhow::Ok(match &connects {
+            Some(of) => decide::once_led(&leading, of, answered).await,
+            None => answered,
+        })
     };
     let response = in_time(EXCHANGE + patience, decided).await?;
     span.record("result", decide::result(&response));

@@ -86,6 +86,10 @@ impl Manager {
             bail!("the environment cannot be used: {}", refused.join("; "));
         }
         let pods = self.pods.open().await?;
+        pods.wait_for("the kernel is looked at for pods that are there".to_owned());
+        if shutdown.run_until_cancelled(pods.await_look()).await.is_none() {
+            return Ok(());
+        }
         pods.wait_for("the instance's network interfaces are asked for".to_owned());
         let metadata = ImdsMetadata::new(None)?;
         let mut client = vpc_eni_sdk::Settings::from_env(region(&metadata).await?);

@@ -4,6 +4,7 @@
 //! - `choice`: Which address of the pool a pod is given.
 //! - `cool_down`: Addresses that came back: when they are given again, also after a restart, and by logs of older versions.
 //! - `histories`: What must be so whatever happened before, and wherever a crash came.
+//! - `leading`: Pods that are answered for once the kernel leads their packets.
 //! - `line`: Pods that wait for an address.
 //! - `names`: Names of pods' devices on the node.
 
@@ -11,6 +12,7 @@ mod blocks;
 mod choice;
 mod cool_down;
 mod histories;
+mod leading;
 mod line;
 mod names;
 

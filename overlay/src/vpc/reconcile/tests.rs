@@ -567,3 +567,94 @@ fn everything_of_ours_goes_when_the_network_does() {
     assert_eq!(node.kernel.rules, [theirs]);
     assert!(node.kernel.routes.iter().all(|route| route.table == TABLE_MAIN));
 }
+
+/// What a pass for one pod writes, in words, or why it does not.
+fn led(node: &mut Node, pod: &PodRoute) -> Result<Vec<String>, String> {
+    node.kernel.writes.clear();
+    let (plan, _) = plan(&node.ways, std::slice::from_ref(pod));
+    let writes = lead(&mut node.kernel, &plan, pod.address).expect("the kernel does as told")?;
+    assert_eq!(writes, node.kernel.writes.len());
+    let words = node.kernel.writes.iter();
+    Ok(words
+        .map(|(operation, object)| format!("{operation} {object}"))
+        .collect())
+}
+
+#[test]
+fn a_pod_that_is_led_by_itself_has_its_rules_and_takes_nothing_from_others() {
+    let mut node = Node::new();
+    node.settle();
+    let to = "add rule of policy routing 512: to 10.0.1.18/32 table 254 protocol 213";
+    let from = "add rule of policy routing 1536: from 10.0.1.18/32 table 2 protocol 213";
+    let second = pod("10.0.1.18");
+    assert_eq!(led(&mut node, &second), Ok(vec![to.to_owned(), from.to_owned()]));
+    assert_eq!(led(&mut node, &second), Ok(Vec::new()));
+    // The next pass over everything has nothing to write but what its wiring brings.
+    node.add_pod("10.0.1.18");
+    let (writes, problems) = node.pass();
+    let wiring = [
+        "replace neighbour 10.0.1.18 on link 5",
+        "replace route 10.0.1.18/32 link 5 table 254 protocol 213",
+    ];
+    assert_eq!((writes, problems), (wiring.map(str::to_owned).into(), Vec::new()));
+
+    let to_first = "add rule of policy routing 512: to 10.0.0.18/32 table 254 protocol 213";
+    assert_eq!(led(&mut node, &pod("10.0.0.18")), Ok(vec![to_first.to_owned()]));
+}
+
+#[test]
+fn what_a_pod_that_had_the_address_left_is_not_in_its_way() {
+    let mut node = Node::new();
+    node.settle();
+    let new = pod("10.0.1.18");
+    let by = |table, protocol| Rule {
+        protocol,
+        source: Some(network("10.0.1.18/32")),
+        ..Rule::new(1536, Action::LookUp(table))
+    };
+    // Of another interface, ours; and the right one, by amazon-vpc-cni-k8s.
+    node.kernel.rules.extend([by(3, ROUTE_PROTOCOL), by(2, NOBODY)]);
+    let writes = [
+        "add rule of policy routing 512: to 10.0.1.18/32 table 254 protocol 213",
+        "take over rule of policy routing 1536: from 10.0.1.18/32 table 2 protocol 0",
+        "delete rule of policy routing 1536: from 10.0.1.18/32 table 3 protocol 213",
+    ];
+    assert_eq!(led(&mut node, &new), Ok(writes.map(str::to_owned).into()));
+}
+
+#[test]
+fn a_pod_whose_interface_does_not_lead_on_waits() {
+    let rows: [(&str, Damage, &str); 3] = [
+        (
+            "10.0.1.18",
+            |node| node.kernel.routes.retain(|route| route.table == TABLE_MAIN),
+            "table 2 of interface 10.0.1.5 has no route to its gateway yet",
+        ),
+        ("10.0.7.18", |_| {}, "10.0.7.18 is of no interface that is served"),
+        (
+            "10.0.1.18",
+            |node| {
+                node.ways
+                    .interfaces
+                    .as_mut()
+                    .expect("they are known")
+                    .others
+                    .clear()
+            },
+            "10.0.1.18 is of no interface that is served",
+        ),
+    ];
+    for (address, damage, reason) in rows {
+        let mut node = Node::new();
+        node.settle();
+        damage(&mut node);
+        assert_eq!(led(&mut node, &pod(address)), Err(reason.to_owned()));
+        assert_eq!(node.kernel.writes, []);
+    }
+    let mut node = Node::new();
+    node.settle();
+    node.kernel.fail_next(Operation::AddRule, Errno::ENOBUFS);
+    let (plan, _) = plan(&node.ways, &[pod("10.0.1.18")]);
+    let failed = lead(&mut node.kernel, &plan, "10.0.1.18".parse().expect("an address"));
+    assert_eq!(failed.expect_err("told").operation, Operation::AddRule);
+}
