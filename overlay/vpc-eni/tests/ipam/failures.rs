@@ -575,3 +575,47 @@ async fn a_limit_of_the_instance_is_believed_for_a_while() {
         })
         .await;
 }
+
+/// F45: nobody answers, the next call is refused for good, and the first one made an interface all the same.
+#[tokio::test(start_paused = true)]
+async fn what_an_unanswered_call_made_is_found_within_five_minutes_of_a_refusal() {
+    for restarts in [false, true] {
+        let mut world = world();
+        world.start();
+        // The next look for leaks that is due anyway is a while away.
+        tokio::time::sleep(30 * MINUTE).await;
+        world.until_a_sweep().await;
+        world
+            .cloud
+            .fail(Action::CreateNetworkInterface, 1, Fault::AnswerLost);
+        for nth in 2..=500 {
+            let refused = Fault::refused("UnauthorizedOperation");
+            world.cloud.fail(Action::CreateNetworkInterface, nth, refused);
+        }
+        world.book.add_pods(8);
+        world
+            .until("it is made", MINUTE, |world| world.cloud.interfaces().len() == 2)
+            .await;
+        // What was made just now is not told of for a while.
+        let stale = Stale {
+            changes: 0,
+            time: Duration::from_secs(40),
+        };
+        world.cloud.set_weather(|weather| {
+            weather.stale.insert(Action::DescribeNetworkInterfaces, stale);
+        });
+        if restarts {
+            world.kill().await;
+            world.start();
+        }
+        world
+            .until("it is gone", 5 * MINUTE, |world| {
+                world.cloud.interfaces().len() == 1
+            })
+            .await;
+        // It is no reason to look again and again.
+        let sweeps = world.sweeps().len();
+        tokio::time::sleep(60 * MINUTE).await;
+        assert_eq!(world.sweeps().len() - sweeps, 3, "restarts: {restarts}");
+    }
+}

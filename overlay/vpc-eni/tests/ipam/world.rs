@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use fake_vpc::cloud::Cloud;
+use fake_vpc::ledger::Call;
 use fake_vpc::request::{Attribute, Interface as Eni, Request};
 use ipnetwork::IpNetwork;
 use model::MacAddr;
@@ -81,6 +82,18 @@ impl Pages {
 }
 
 impl Book {
+    fn of(cloud: &Cloud, instance: &InstanceId) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                pages: Mutex::default(),
+                changed: Notify::new(),
+                devices: Mutex::default(),
+            }),
+            cloud: cloud.clone(),
+            instance: instance.clone(),
+        }
+    }
+
     fn pages(&self) -> MutexGuard<'_, Pages> {
         self.shared.pages.lock().expect("nobody panicked")
     }
@@ -293,15 +306,7 @@ impl World {
         let instance = cloud
             .make_instance(instance_type, &subnet, &[group])
             .expect("an instance");
-        let book = Book {
-            shared: Arc::new(Shared {
-                pages: Mutex::default(),
-                changed: Notify::new(),
-                devices: Mutex::default(),
-            }),
-            cloud: cloud.clone(),
-            instance: instance.clone(),
-        };
+        let book = Book::of(&cloud, &instance);
         let (_, status) = watch::channel(Status::default());
         Self {
             cloud,
@@ -331,6 +336,13 @@ impl World {
         self.status = status;
         self.shutdown = CancellationToken::new();
         self.task = Some(tokio::spawn(manager.run(self.shutdown.clone())));
+    }
+
+    /// Another node, from the next start on: with a book and a record of its own.
+    pub fn work_for(&mut self, instance: &InstanceId) {
+        self.book = Book::of(&self.cloud, instance);
+        self.instance = instance.clone();
+        self.directory = Directory::new();
     }
 
     /// Other settings from the next start on.
@@ -411,6 +423,28 @@ impl World {
 
     pub fn counts(&self) -> BTreeMap<Action, usize> {
         self.cloud.counts()
+    }
+
+    /// When leaks were looked for.
+    pub fn sweeps(&self) -> Vec<Instant> {
+        let calls = self.cloud.calls().into_iter();
+        let is_sweep = |call: &Call| match &call.request {
+            Request::DescribeNetworkInterfaces(search) => {
+                search.filters.iter().any(|filter| filter.name == "status")
+            }
+            _ => false,
+        };
+        calls.filter(is_sweep).map(|call| call.at).collect()
+    }
+
+    /// Lets time pass until leaks were looked for: nothing else is due for some minutes then.
+    pub async fn until_a_sweep(&self) {
+        let has_swept = |world: &Self| {
+            let last = world.sweeps().last().copied();
+            last.is_some_and(|at| at.elapsed() < Duration::from_secs(1))
+        };
+        self.until("leaks are looked for", Duration::from_secs(21 * 60), has_swept)
+            .await;
     }
 
     pub fn status(&self) -> Status {
