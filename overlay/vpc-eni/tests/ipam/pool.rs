@@ -504,6 +504,33 @@ async fn interfaces_that_are_somebody_elses_are_left_alone() {
     assert_eq!((world.held(), world.eni(1)), (vec![9, 0], other));
 }
 
+/// Those of other network cards have indexes and tables of their own, which the agent has no ways for.
+#[tokio::test(start_paused = true)]
+async fn interfaces_of_other_network_cards_are_left_alone() {
+    let mut world = World::build("m5.large", "");
+    world.cloud.set_network_cards("m5.large", 2);
+    let tags = [(
+        "node.k8s.amazonaws.com/instance_id".to_owned(),
+        world.instance.0.clone(),
+    )];
+    let other = world.attach_to_card(1, 1, tags.into());
+    world.start();
+    world.book.add_pods(18);
+    world.settle().await;
+    let status = world.status();
+    let ids: Vec<_> = status
+        .interfaces
+        .unwrap_or_default()
+        .into_iter()
+        .map(|found| found.id)
+        .collect();
+    assert_eq!((status.attached, status.total, ids.len()), (3, 27, 3));
+    assert!(!ids.contains(&other), "{other} of {ids:?}");
+    world.book.remove_pods(18);
+    world.settle().await;
+    assert_eq!((world.status().attached, world.cloud.interfaces().len()), (1, 2));
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_instance_type_that_nobody_knows_is_told() {
     let mut world = World::build("m5.large", "");

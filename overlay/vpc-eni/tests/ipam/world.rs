@@ -427,14 +427,23 @@ impl World {
 
     /// When leaks were looked for.
     pub fn sweeps(&self) -> Vec<Instant> {
+        self.searched_by("status")
+    }
+
+    /// When this node's interfaces were looked at.
+    pub fn looks(&self) -> Vec<Instant> {
+        self.searched_by("attachment.instance-id")
+    }
+
+    fn searched_by(&self, filter: &str) -> Vec<Instant> {
         let calls = self.cloud.calls().into_iter();
-        let is_sweep = |call: &Call| match &call.request {
+        let is_it = |call: &Call| match &call.request {
             Request::DescribeNetworkInterfaces(search) => {
-                search.filters.iter().any(|filter| filter.name == "status")
+                search.filters.iter().any(|found| found.name == filter)
             }
             _ => false,
         };
-        calls.filter(is_sweep).map(|call| call.at).collect()
+        calls.filter(is_it).map(|call| call.at).collect()
     }
 
     /// Lets time pass until leaks were looked for: nothing else is due for some minutes then.
@@ -566,12 +575,17 @@ impl World {
 
     /// Somebody attaches another interface.
     pub fn attach_another(&self, device_index: u32, tags: Tags) -> EniId {
+        self.attach_to_card(0, device_index, tags)
+    }
+
+    /// Somebody attaches another interface to one of the instance's network cards.
+    pub fn attach_to_card(&self, card_index: u32, device_index: u32, tags: Tags) -> EniId {
         let eni = self.make_another(tags);
         let attach = Request::AttachNetworkInterface {
             eni: eni.clone(),
             instance: self.instance.clone(),
             device_index,
-            card_index: 0,
+            card_index,
         };
         self.cloud.meddle(&attach).expect("room");
         eni
