@@ -92,6 +92,15 @@ impl Undertaking {
         }
     }
 
+    /// The client token of an interface of which it is not known that it is made.
+    #[must_use]
+    pub fn unmade_token(&self) -> Option<String> {
+        match self {
+            Self::Add { new, eni: None, .. } => Some(new.client_token.clone()),
+            _ => None,
+        }
+    }
+
     /// Since when it is known that something has gone of which EC2 may still speak.
     #[must_use]
     pub const fn gone_since(&self) -> Option<SystemTime> {

@@ -60,6 +60,8 @@ pub(crate) struct Pace {
 #[serde(deny_unknown_fields)]
 pub(crate) struct Account {
     types: BTreeMap<String, Limits>,
+    /// How many network cards a type has, where it is more than one.
+    cards: BTreeMap<String, u32>,
     vpcs: BTreeMap<VpcId, Vpc>,
     lands: BTreeMap<SubnetId, Land>,
     groups: BTreeMap<SecurityGroupId, (SecurityGroup, VpcId)>,
@@ -76,6 +78,7 @@ impl Account {
     pub(crate) fn new() -> Self {
         Self {
             types: instance_types::published(),
+            cards: BTreeMap::new(),
             vpcs: BTreeMap::new(),
             lands: BTreeMap::new(),
             groups: BTreeMap::new(),

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use super::node::{DOUBT, Node, SETTLES};
 use super::problem::{Problem, Subject};
+use super::rounds::Rounds;
 use super::{Ipam, LOOKS_EVERY, SWEEPS_EVERY, Turn, tag};
 use crate::ec2::{Ec2, Eni, EniId, Meaning, Metadata, Subnet, Which};
 use crate::home::Home;
@@ -44,8 +45,9 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
         match told {
             Ok((identity, networks)) => {
                 self.worked(&Subject::Identity);
+                self.rounds = Some(Rounds::new(&identity.instance, self.wall.at));
                 self.identity = Some(identity);
-                self.vpc_networks = networks;
+                self.networks.take(networks, now);
                 true
             }
             Err(error) => {
@@ -191,7 +193,7 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
                 self.look_due = match looked.doubts {
                     true => now + DOUBT,
                     false if now < settles => settles,
-                    false => now + LOOKS_EVERY,
+                    false => self.next_round(LOOKS_EVERY, now),
                 };
                 self.end_changes(now);
                 self.forget_the_gone(now);
@@ -362,7 +364,10 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
             }
         };
         self.worked(&Subject::Leaks);
-        self.sweep_due = now + SWEEPS_EVERY;
+        // EC2 may not tell yet of what was made a moment ago.
+        let untold = self.leak_suspected.map(|suspected| suspected + SETTLES);
+        let untold = untold.filter(|due| *due > now);
+        self.sweep_due = untold.unwrap_or_else(|| self.next_round(SWEEPS_EVERY, now));
         for eni in found {
             let is_own = eni.tags.get(tag::INSTANCE) == Some(&instance.id.0);
             let is_leaked = eni.attachment.is_none()

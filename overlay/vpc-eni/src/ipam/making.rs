@@ -146,13 +146,17 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
             Ok(made) => {
                 tracing::info!(eni = %made.id, subnet = %made.subnet, "an interface is made");
                 let id = made.id.clone();
+                self.perhaps_made = None;
                 self.worked(&Subject::Subnet(made.subnet.clone()));
                 self.made.insert(id.clone(), made);
                 self.advance(&before, |eni, _| *eni = Some(id), now)
             }
             Err(error) => match error.meaning() {
                 // The token makes it one interface, whatever became of this call.
-                Meaning::Throttled | Meaning::Unknown => {
+                meaning @ (Meaning::Throttled | Meaning::Unknown) => {
+                    if meaning == Meaning::Unknown {
+                        self.perhaps_made = Some(new.client_token);
+                    }
                     self.failed(Subject::NewInterface, &error, now);
                     Turn::Acted
                 }
@@ -166,7 +170,7 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
                         self.problems.note(&subject, of_call(&error));
                         self.pace.hold(subject, now, EXHAUSTED);
                     }
-                    self.end(&before, now)
+                    self.end_unmade(&before, &new, now)
                 }
                 meaning => {
                     self.failed(Subject::NewInterface, &error, now);
@@ -174,10 +178,24 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
                         // The primary interface may have others by now.
                         self.look_due = now;
                     }
-                    self.end(&before, now)
+                    self.end_unmade(&before, &new, now)
                 }
             },
         }
+    }
+
+    /// A refusal ends it. Where an earlier call may have made the interface all the same, it is looked for as soon as EC2
+    /// tells of it.
+    fn end_unmade(&mut self, before: &Undertaking, new: &NewEni, now: Instant) -> Turn {
+        if self
+            .perhaps_made
+            .take_if(|token| *token == new.client_token)
+            .is_some()
+        {
+            self.leak_suspected = Some(now);
+            self.sweep_due = self.sweep_due.min(now + SETTLES);
+        }
+        self.end(before, now)
     }
 
     pub(super) async fn attach(&mut self, before: Undertaking, eni: EniId, now: Instant) -> Turn {
@@ -257,6 +275,8 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
         now: Instant,
     ) -> Turn {
         tracing::info!(%eni, index, "an interface is attached");
+        // Its subnet may be of a block that is new.
+        self.networks.may_have_changed(now);
         if let (Some(made), Some(instance), Some(node)) =
             (self.made.remove(eni), &self.instance, &mut self.node)
         {

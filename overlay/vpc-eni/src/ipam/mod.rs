@@ -2,6 +2,7 @@
 //!
 //! - [`node`] is what this node's interfaces have.
 //! - `looks` asks EC2 what there is, `steps` has it changed: `making` and `removing` are the steps of several calls.
+//! - `networks` asks for the VPC's networks; `rounds` says when it is time for what nothing hints at.
 //! - [`problem`] is what does not work.
 //!
 //! All of it is one task with one call under way at a time: what a step was planned of cannot change while it is taken,
@@ -9,9 +10,11 @@
 
 mod looks;
 mod making;
+mod networks;
 pub mod node;
 pub mod problem;
 mod removing;
+mod rounds;
 mod steps;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -32,8 +35,10 @@ use crate::settings::{PodFamily, Settings};
 use crate::tally::{Calls, Tallied};
 use crate::undertaking::{FileError, Undertaking, Undertakings};
 use crate::warm::{Stock, Target, Targets, Unit};
+use networks::Networks;
 use node::{Held, Node, SETTLES};
 use problem::{Problem, Problems, Subject, of_call};
+use rounds::Rounds;
 
 /// How often the interfaces are looked at when nothing hints at a change.
 const LOOKS_EVERY: Duration = Duration::from_secs(60 * 60);
@@ -100,8 +105,9 @@ pub struct Ipam<E, M, H> {
 
     identity: Option<Identity>,
     instance: Option<Instance>,
+    rounds: Option<Rounds>,
     limits: Option<Limits>,
-    vpc_networks: Vec<IpNetwork>,
+    networks: Networks,
     subnets: BTreeMap<SubnetId, Subnet>,
     node: Option<Node>,
     problems: Problems,
@@ -111,6 +117,8 @@ pub struct Ipam<E, M, H> {
     /// Likewise for a new interface.
     subnet_portions: HashMap<SubnetId, u32>,
     subnets_asked: Option<Instant>,
+    /// The token of an interface that may have been made by a call that nobody answered.
+    perhaps_made: Option<String>,
     /// Interfaces as they were made, until they are attached.
     made: HashMap<EniId, Eni>,
     /// Interfaces that EC2 takes no more addresses for, whatever a look says that may be older; until when.
@@ -121,6 +129,8 @@ pub struct Ipam<E, M, H> {
     /// Until when a look may be older than what is known otherwise: there is another one then.
     looks_old_until: Option<Instant>,
     sweep_due: Instant,
+    /// When something may have been made here that nobody has.
+    leak_suspected: Option<Instant>,
     last_change: Option<Instant>,
 }
 
@@ -160,8 +170,8 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
     ) -> Result<(Self, watch::Receiver<Status>), FileError> {
         let (status, told) = watch::channel(Status::default());
         let now = Instant::now();
+        let undertakings = Undertakings::open(directory)?;
         let manager = Self {
-            undertakings: Undertakings::open(directory)?,
             wall: WallClock {
                 began: SystemTime::now(),
                 at: now,
@@ -174,8 +184,9 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
             status,
             identity: None,
             instance: None,
+            rounds: None,
             limits: None,
-            vpc_networks: Vec::new(),
+            networks: Networks::new(now),
             subnets: BTreeMap::new(),
             node: None,
             problems: Problems::default(),
@@ -183,13 +194,19 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
             portions: HashMap::new(),
             subnet_portions: HashMap::new(),
             subnets_asked: None,
+            perhaps_made: undertakings
+                .open_ones()
+                .iter()
+                .find_map(Undertaking::unmade_token),
             made: HashMap::new(),
             full: HashMap::new(),
             interface_limit: None,
             look_due: now,
             looks_old_until: None,
             sweep_due: now,
+            leak_suspected: None,
             last_change: None,
+            undertakings,
         };
         Ok((manager, told))
     }
@@ -224,6 +241,7 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
         if !self.knows_itself(now).await {
             return Turn::Idle;
         }
+        self.learn_networks(now).await;
         if self.look_due <= now && self.pace.allows(&Subject::Interfaces, now) {
             return self.look(now).await;
         }
@@ -243,6 +261,11 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
         self.take_step(now).await
     }
 
+    /// The next time of what is done so often.
+    fn next_round(&self, every: Duration, now: Instant) -> Instant {
+        self.rounds.map_or(now + every, |rounds| rounds.next(every, now))
+    }
+
     /// Whether leaks are looked for now. Nobody knows what an interface is of while one is being made.
     fn sweeps(&self, now: Instant) -> bool {
         let mut open = self.undertakings.open_ones().iter();
@@ -255,7 +278,7 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
 
     /// When something is due of which nobody else tells.
     fn next_due(&self, now: Instant) -> Instant {
-        let looks = [self.look_due, self.sweep_due];
+        let looks = [self.look_due, self.sweep_due, self.networks.due()];
         let rests = self.last_change.map(|changed| changed + RESTS);
         let grows_up = self
             .node
@@ -475,7 +498,7 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
             .map_or_else(Stock::default, |limits| plan::stock(&self.view(limits, now)));
         let status = Status {
             interfaces: Some(serving),
-            vpc_networks: self.vpc_networks.clone(),
+            vpc_networks: self.networks.known().to_vec(),
             problems: self.problems.clone(),
             attached: self.held().count() as u32,
             most_interfaces: self.limits.map_or(0, |limits| self.most_interfaces(limits, now)),

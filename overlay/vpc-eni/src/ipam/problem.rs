@@ -17,6 +17,8 @@ pub enum Subject {
     Limits,
     /// Which interfaces it has.
     Interfaces,
+    /// Which networks the VPC has.
+    Networks,
     /// Which subnets there are.
     Subnets,
     /// Addresses of a subnet.
@@ -59,6 +61,7 @@ impl Subject {
             Self::Identity
             | Self::Limits
             | Self::Interfaces
+            | Self::Networks
             | Self::Subnets
             | Self::Subnet(_)
             | Self::NewInterface
@@ -174,6 +177,7 @@ pub fn key(subject: &Subject) -> String {
         Subject::Identity => "identity".to_owned(),
         Subject::Limits => "limits".to_owned(),
         Subject::Interfaces => "interfaces".to_owned(),
+        Subject::Networks => "networks".to_owned(),
         Subject::Subnets => "subnets".to_owned(),
         Subject::Subnet(subnet) => format!("subnet {subnet}"),
         Subject::NewInterface => "new interface".to_owned(),

@@ -448,28 +448,33 @@ async fn subnets_that_are_told_of_late_are_waited_for() {
     assert_eq!(world.problem("subnets"), None);
 }
 
-/// Some other node's, perhaps, which this one's role does not let it delete.
+/// Some other node's, perhaps, which this one's role does not let it delete; or EC2 has no time for it.
 #[tokio::test(start_paused = true)]
 async fn a_leak_that_cannot_be_deleted_holds_nothing_up() {
-    let mut world = World::build("m5.large", "CLUSTER_NAME=prod WARM_IP_TARGET=2");
-    let tags = [
-        ("cluster.k8s.amazonaws.com/name", "prod"),
-        ("node.k8s.amazonaws.com/instance_id", "i-0dead"),
-        ("node.k8s.amazonaws.com/createdAt", "2020-01-01T00:00:00Z"),
-    ];
-    world.make_another(tags.map(|(key, value)| (key.to_owned(), value.to_owned())).into());
-    world.cloud.set_weather(|weather| {
-        weather.denied.insert(Action::DeleteNetworkInterface);
-    });
-    world.start();
-    world.book.add_pods(6);
-    world.settle().await;
-    world.book.remove_pods(5);
-    world
-        .until("addresses go", 5 * MINUTE, |world| world.held() == [3])
-        .await;
-    let calls = world.cloud.count(Action::DeleteNetworkInterface);
-    assert!(calls <= 2, "{calls} calls");
+    for (code, most_calls) in [("UnauthorizedOperation", 2), ("RequestLimitExceeded", 60)] {
+        let mut world = World::build("m5.large", "CLUSTER_NAME=prod WARM_IP_TARGET=2");
+        let tags = [
+            ("cluster.k8s.amazonaws.com/name", "prod"),
+            ("node.k8s.amazonaws.com/instance_id", "i-0dead"),
+            ("node.k8s.amazonaws.com/createdAt", "2020-01-01T00:00:00Z"),
+        ];
+        world.make_another(tags.map(|(key, value)| (key.to_owned(), value.to_owned())).into());
+        for nth in 1..=500 {
+            world
+                .cloud
+                .fail(Action::DeleteNetworkInterface, nth, Fault::refused(code));
+        }
+        world.start();
+        world.book.add_pods(6);
+        tokio::time::sleep(5 * MINUTE).await;
+        assert_eq!((world.held(), world.book.waiting()), (vec![8], 0), "{code}");
+        world.book.remove_pods(5);
+        world
+            .until("addresses go", 5 * MINUTE, |world| world.held() == [3])
+            .await;
+        let calls = world.cloud.count(Action::DeleteNetworkInterface);
+        assert!(calls <= most_calls, "{calls} calls, {code}");
+    }
 }
 
 /// Its place is taken until EC2 has let go of it.
@@ -574,4 +579,210 @@ async fn a_limit_of_the_instance_is_believed_for_a_while() {
             world.book.waiting() == 0
         })
         .await;
+}
+
+/// F45: nobody answers, the next call is refused for good, and the first one made an interface all the same.
+#[tokio::test(start_paused = true)]
+async fn what_an_unanswered_call_made_is_found_within_five_minutes_of_a_refusal() {
+    for restarts in [false, true] {
+        let mut world = world();
+        world.start();
+        // The next look for leaks that is due anyway is a while away.
+        tokio::time::sleep(30 * MINUTE).await;
+        world.until_a_sweep().await;
+        world
+            .cloud
+            .fail(Action::CreateNetworkInterface, 1, Fault::AnswerLost);
+        for nth in 2..=500 {
+            let refused = Fault::refused("UnauthorizedOperation");
+            world.cloud.fail(Action::CreateNetworkInterface, nth, refused);
+        }
+        world.book.add_pods(8);
+        world
+            .until("it is made", MINUTE, |world| world.cloud.interfaces().len() == 2)
+            .await;
+        // What was made just now is not told of for a while.
+        let stale = Stale {
+            changes: 0,
+            time: Duration::from_secs(40),
+        };
+        world.cloud.set_weather(|weather| {
+            weather.stale.insert(Action::DescribeNetworkInterfaces, stale);
+        });
+        if restarts {
+            world.kill().await;
+            world.start();
+        }
+        world
+            .until("it is gone", 5 * MINUTE, |world| {
+                world.cloud.interfaces().len() == 1
+            })
+            .await;
+        // It is no reason to look again and again.
+        let sweeps = world.sweeps().len();
+        tokio::time::sleep(60 * MINUTE).await;
+        assert_eq!(world.sweeps().len() - sweeps, 3, "restarts: {restarts}");
+    }
+}
+
+/// What cannot be attached would be made in vain, and deleted again.
+#[tokio::test(start_paused = true)]
+async fn an_interface_that_cannot_be_attached_is_followed_by_another_after_two_minutes() {
+    let mut world = World::build("m5.large", "");
+    world.cloud.set_weather(|weather| {
+        weather.denied.insert(Action::AttachNetworkInterface);
+    });
+    world.start();
+    world.book.add_pods(10);
+    tokio::time::sleep(10 * MINUTE + Duration::from_secs(10)).await;
+    let counts = [
+        world.cloud.count(Action::CreateNetworkInterface),
+        world.cloud.count(Action::DeleteNetworkInterface),
+    ];
+    assert_eq!(counts, [6, 6]);
+}
+
+/// Nobody misses what nobody wants.
+#[tokio::test(start_paused = true)]
+async fn problems_of_growth_end_when_nothing_more_is_wanted() {
+    for (code, on_subnet) in [
+        ("InsufficientFreeAddressesInSubnet", true),
+        ("RequestLimitExceeded", false),
+    ] {
+        let mut world = World::build("m5.large", "WARM_IP_TARGET=1");
+        world.start();
+        world.settle().await;
+        for nth in 1..=500 {
+            world
+                .cloud
+                .fail(Action::AssignPrivateIpAddresses, nth, Fault::refused(code));
+        }
+        world.book.add_pods(3);
+        let subject = match on_subnet {
+            true => format!("subnet {}", world.subnet),
+            false => format!("interface {}", world.eni(0)),
+        };
+        world
+            .until("it is told", MINUTE, |world| world.problem(&subject).is_some())
+            .await;
+        world.book.remove_pods(3);
+        world
+            .until("it is over", Duration::from_secs(1), |world| {
+                world.status().problems.is_empty()
+            })
+            .await;
+    }
+}
+
+/// It was refused for long, is made, and is not told of everywhere yet: it is as young as its making.
+#[tokio::test(start_paused = true)]
+async fn an_interface_that_was_made_late_is_waited_for_like_any_other() {
+    let mut world = World::build("m5.large", "");
+    world.start();
+    world.settle().await;
+    // Half a second, one, two, …, by half of which chance may shorten each: more than a minute.
+    for nth in 1..=9 {
+        world.cloud.fail(
+            Action::CreateNetworkInterface,
+            nth,
+            Fault::refused("RequestLimitExceeded"),
+        );
+    }
+    let stale = Stale {
+        changes: 0,
+        time: Duration::from_secs(20),
+    };
+    world.cloud.set_weather(|weather| {
+        for action in [Action::AttachNetworkInterface, Action::DescribeNetworkInterfaces] {
+            weather.stale.insert(action, stale);
+        }
+    });
+    world.book.add_pods(1);
+    world
+        .until("it serves", 10 * MINUTE, |world| world.held() == [9, 9])
+        .await;
+    let counts = [
+        world.cloud.count(Action::CreateNetworkInterface),
+        world.cloud.count(Action::DeleteNetworkInterface),
+    ];
+    assert_eq!(counts, [10, 0]);
+}
+
+/// A subnet that has addresses again is not blamed for what holds up the rest.
+#[tokio::test(start_paused = true)]
+async fn the_problem_of_a_subnet_ends_with_the_next_interface_that_is_made_there() {
+    let mut world = World::build("m5.large", "WARM_IP_TARGET=1");
+    world.start();
+    world.settle().await;
+    for nth in 1..=2 {
+        let fault = Fault::refused("InsufficientFreeAddressesInSubnet");
+        world.cloud.fail(Action::CreateNetworkInterface, nth, fault);
+    }
+    for nth in 1..=500 {
+        let fault = Fault::refused("RequestLimitExceeded");
+        world.cloud.fail(Action::AttachNetworkInterface, nth, fault);
+    }
+    world.book.add_pods(10);
+    let subnet = format!("subnet {}", world.subnet);
+    world
+        .until("it is told", MINUTE, |world| world.problem(&subnet).is_some())
+        .await;
+    world
+        .until("it is made", 3 * MINUTE, |world| {
+            world.cloud.count(Action::AttachNetworkInterface) > 0
+        })
+        .await;
+    assert_eq!(world.problem(&subnet), None);
+    assert!(world.problem("new interface").is_some(), "{:?}", world.status());
+}
+
+/// Whose answer was lost, and who has all the same what it can have.
+#[tokio::test(start_paused = true)]
+async fn the_problem_of_an_interface_ends_when_it_is_full() {
+    let mut world = World::build("m5.large", "");
+    world.cloud.set_weather(|weather| {
+        weather.denied.insert(Action::CreateNetworkInterface);
+    });
+    world
+        .cloud
+        .fail(Action::AssignPrivateIpAddresses, 1, Fault::AnswerLost);
+    world.start();
+    world.book.add_pods(1);
+    let first = format!("interface {}", world.eni(0));
+    world
+        .until("it is told", MINUTE, |world| {
+            world.problem("new interface").is_some()
+        })
+        .await;
+    assert_eq!((world.held(), world.problem(&first)), (vec![9], None));
+}
+
+/// An interface that was made without an answer is this node's, once the call is answered that asks for it again.
+#[tokio::test(start_paused = true)]
+async fn what_is_being_made_is_no_leak() {
+    let mut world = World::build("m5.large", "");
+    world.start();
+    world.settle().await;
+    world
+        .cloud
+        .fail(Action::CreateNetworkInterface, 1, Fault::AnswerLost);
+    for nth in 2..=6 {
+        let fault = Fault::refused("RequestLimitExceeded");
+        world.cloud.fail(Action::CreateNetworkInterface, nth, fault);
+    }
+    world.book.add_pods(1);
+    world
+        .until("it is made", MINUTE, |world| world.cloud.interfaces().len() == 2)
+        .await;
+    let made = world.cloud.interfaces().remove(1).eni.id;
+    // Who starts looks for leaks.
+    world.kill().await;
+    world.start();
+    world
+        .until("it serves", 5 * MINUTE, |world| world.held() == [9, 9])
+        .await;
+    assert_eq!(
+        (world.eni(1), world.cloud.count(Action::DeleteNetworkInterface)),
+        (made, 0)
+    );
 }

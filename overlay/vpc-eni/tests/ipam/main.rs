@@ -3,5 +3,6 @@
 mod failures;
 mod histories;
 mod pool;
+mod timing;
 mod truth;
 mod world;

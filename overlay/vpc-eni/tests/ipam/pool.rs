@@ -1,9 +1,11 @@
 //! How a pool grows and shrinks, and how little EC2 is asked for.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use fake_vpc::cloud::Cloud;
 use fake_vpc::weather::{Fault, Stale};
+use tokio::time::Instant;
 use vpc_eni::ec2::{Action, Tags};
 use vpc_eni::home::{EniConfig, Facts};
 
@@ -154,6 +156,100 @@ async fn a_node_at_rest_asks_four_times_an_hour_and_changes_nothing() {
     assert_eq!(world.changes(), changed);
     let more = world.cloud.calls().len() - asked;
     assert!((18..=24).contains(&more), "{more} calls in six hours");
+}
+
+/// Many nodes are made at once: EC2's limits are an account's.
+#[tokio::test(start_paused = true)]
+async fn nodes_that_start_together_ask_at_other_times() {
+    let mut world = World::build("m5.large", "");
+    let mut others = Vec::new();
+    for _ in 0..4 {
+        let group = world.cloud.default_group(&world.vpc).expect("a VPC has one");
+        others.push(
+            world
+                .cloud
+                .make_instance("m5.large", &world.subnet, &[group])
+                .expect("room"),
+        );
+    }
+    let mut asked = Vec::new();
+    for instance in std::iter::once(world.instance.clone()).chain(others) {
+        world.work_for(&instance);
+        world.cloud.take_calls();
+        let began = Instant::now();
+        world.start();
+        // Not before it is at rest.
+        tokio::time::sleep(6 * 60 * MINUTE).await;
+        let calls = world
+            .cloud
+            .take_calls()
+            .into_iter()
+            .map(|call| (call.at - began).as_secs());
+        let at_rest: Vec<u64> = calls.filter(|second| *second >= 2 * 3600).collect();
+        assert_eq!(at_rest.len(), 4 * 4, "{instance}");
+        asked.push(at_rest);
+        world.kill().await;
+    }
+    let seconds: BTreeSet<u64> = asked.iter().flatten().copied().collect();
+    // Of its four calls an hour a node makes two together, as an hour is three times twenty minutes.
+    assert_eq!(seconds.len(), 5 * 4 * 3, "{asked:?}");
+}
+
+/// A block that is added to a VPC is where pods go with their own address.
+#[tokio::test(start_paused = true)]
+async fn networks_that_come_to_the_vpc_are_known_within_minutes_and_ec2_is_not_asked() {
+    let mut world = World::build("m5.large", "");
+    world.start();
+    world.settle().await;
+    let own = "10.0.0.0/16".parse().expect("a network");
+    let more = "100.64.0.0/16".parse().expect("a network");
+    assert_eq!(world.status().vpc_networks, [own]);
+    world.until_a_sweep().await;
+    // A look may be due at the same second.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let calls = world.cloud.calls().len();
+    world.cloud.set_weather(|weather| weather.metadata.is_down = true);
+    world
+        .cloud
+        .associate_network(&world.vpc, "100.64.0.0/16".parse().expect("a network"))
+        .expect("a VPC");
+    world
+        .until("it is told", 6 * MINUTE, |world| {
+            world.problem("networks").is_some()
+        })
+        .await;
+    assert_eq!(world.status().vpc_networks, [own]);
+    world
+        .cloud
+        .set_weather(|weather| weather.metadata.is_down = false);
+    world
+        .until("they are known", MINUTE, |world| {
+            world.status().vpc_networks == [own, more]
+        })
+        .await;
+    assert_eq!(world.problem("networks"), None);
+    assert_eq!(world.cloud.calls()[calls..], []);
+}
+
+/// Another interface may be of a block that came with it.
+#[tokio::test(start_paused = true)]
+async fn networks_are_asked_for_when_an_interface_comes() {
+    let mut world = World::build("m5.large", "");
+    world.start();
+    world.settle().await;
+    world
+        .cloud
+        .associate_network(&world.vpc, "100.64.0.0/16".parse().expect("a network"))
+        .expect("a VPC");
+    world.book.add_pods(9);
+    world
+        .until("it serves", MINUTE, |world| world.held() == [9, 9])
+        .await;
+    world
+        .until("they are known", Duration::from_secs(1), |world| {
+            world.status().vpc_networks.len() == 2
+        })
+        .await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -406,6 +502,33 @@ async fn interfaces_that_are_somebody_elses_are_left_alone() {
     world.book.remove_pods(18);
     world.settle().await;
     assert_eq!((world.held(), world.eni(1)), (vec![9, 0], other));
+}
+
+/// Those of other network cards have indexes and tables of their own, which the agent has no ways for.
+#[tokio::test(start_paused = true)]
+async fn interfaces_of_other_network_cards_are_left_alone() {
+    let mut world = World::build("m5.large", "");
+    world.cloud.set_network_cards("m5.large", 2);
+    let tags = [(
+        "node.k8s.amazonaws.com/instance_id".to_owned(),
+        world.instance.0.clone(),
+    )];
+    let other = world.attach_to_card(1, 1, tags.into());
+    world.start();
+    world.book.add_pods(18);
+    world.settle().await;
+    let status = world.status();
+    let ids: Vec<_> = status
+        .interfaces
+        .unwrap_or_default()
+        .into_iter()
+        .map(|found| found.id)
+        .collect();
+    assert_eq!((status.attached, status.total, ids.len()), (3, 27, 3));
+    assert!(!ids.contains(&other), "{other} of {ids:?}");
+    world.book.remove_pods(18);
+    world.settle().await;
+    assert_eq!((world.status().attached, world.cloud.interfaces().len()), (1, 2));
 }
 
 #[tokio::test(start_paused = true)]

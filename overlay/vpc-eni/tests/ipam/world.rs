@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use fake_vpc::cloud::Cloud;
+use fake_vpc::ledger::Call;
 use fake_vpc::request::{Attribute, Interface as Eni, Request};
 use ipnetwork::IpNetwork;
 use model::MacAddr;
@@ -81,6 +82,18 @@ impl Pages {
 }
 
 impl Book {
+    fn of(cloud: &Cloud, instance: &InstanceId) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                pages: Mutex::default(),
+                changed: Notify::new(),
+                devices: Mutex::default(),
+            }),
+            cloud: cloud.clone(),
+            instance: instance.clone(),
+        }
+    }
+
     fn pages(&self) -> MutexGuard<'_, Pages> {
         self.shared.pages.lock().expect("nobody panicked")
     }
@@ -293,15 +306,7 @@ impl World {
         let instance = cloud
             .make_instance(instance_type, &subnet, &[group])
             .expect("an instance");
-        let book = Book {
-            shared: Arc::new(Shared {
-                pages: Mutex::default(),
-                changed: Notify::new(),
-                devices: Mutex::default(),
-            }),
-            cloud: cloud.clone(),
-            instance: instance.clone(),
-        };
+        let book = Book::of(&cloud, &instance);
         let (_, status) = watch::channel(Status::default());
         Self {
             cloud,
@@ -331,6 +336,13 @@ impl World {
         self.status = status;
         self.shutdown = CancellationToken::new();
         self.task = Some(tokio::spawn(manager.run(self.shutdown.clone())));
+    }
+
+    /// Another node, from the next start on: with a book and a record of its own.
+    pub fn work_for(&mut self, instance: &InstanceId) {
+        self.book = Book::of(&self.cloud, instance);
+        self.instance = instance.clone();
+        self.directory = Directory::new();
     }
 
     /// Other settings from the next start on.
@@ -411,6 +423,37 @@ impl World {
 
     pub fn counts(&self) -> BTreeMap<Action, usize> {
         self.cloud.counts()
+    }
+
+    /// When leaks were looked for.
+    pub fn sweeps(&self) -> Vec<Instant> {
+        self.searched_by("status")
+    }
+
+    /// When this node's interfaces were looked at.
+    pub fn looks(&self) -> Vec<Instant> {
+        self.searched_by("attachment.instance-id")
+    }
+
+    fn searched_by(&self, filter: &str) -> Vec<Instant> {
+        let calls = self.cloud.calls().into_iter();
+        let is_it = |call: &Call| match &call.request {
+            Request::DescribeNetworkInterfaces(search) => {
+                search.filters.iter().any(|found| found.name == filter)
+            }
+            _ => false,
+        };
+        calls.filter(is_it).map(|call| call.at).collect()
+    }
+
+    /// Lets time pass until leaks were looked for: nothing else is due for some minutes then.
+    pub async fn until_a_sweep(&self) {
+        let has_swept = |world: &Self| {
+            let last = world.sweeps().last().copied();
+            last.is_some_and(|at| at.elapsed() < Duration::from_secs(1))
+        };
+        self.until("leaks are looked for", Duration::from_secs(21 * 60), has_swept)
+            .await;
     }
 
     pub fn status(&self) -> Status {
@@ -532,12 +575,17 @@ impl World {
 
     /// Somebody attaches another interface.
     pub fn attach_another(&self, device_index: u32, tags: Tags) -> EniId {
+        self.attach_to_card(0, device_index, tags)
+    }
+
+    /// Somebody attaches another interface to one of the instance's network cards.
+    pub fn attach_to_card(&self, card_index: u32, device_index: u32, tags: Tags) -> EniId {
         let eni = self.make_another(tags);
         let attach = Request::AttachNetworkInterface {
             eni: eni.clone(),
             instance: self.instance.clone(),
             device_index,
-            card_index: 0,
+            card_index,
         };
         self.cloud.meddle(&attach).expect("room");
         eni

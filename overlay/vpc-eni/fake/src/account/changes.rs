@@ -141,13 +141,18 @@ impl Account {
                 format!("The interface '{eni}' and the instance '{instance}' are not in one zone and VPC.");
             return Err(Refusal::new("InvalidParameterCombination", message));
         }
-        if card_index != 0 {
+        let cards = self.cards.get(&machine.instance_type).copied().unwrap_or(1);
+        if card_index >= cards {
             let message =
                 format!("The instance '{instance}' has no network card with the index '{card_index}'.");
             return Err(Refusal::new("InvalidParameterValue", message));
         }
         let limits = self.limits(machine);
-        let others = self.interfaces_of(instance);
+        let mut others = self.interfaces_of(instance);
+        others.retain(|other| {
+            let attached = other.eni.attachment.as_ref();
+            attached.is_some_and(|attached| attached.card_index == card_index)
+        });
         let is_taken = |other: &&Interface| {
             let attached = other.eni.attachment.as_ref();
             attached.is_some_and(|attached| attached.device_index == device_index)

@@ -102,6 +102,10 @@ impl Account {
         self.types.insert(name.to_owned(), limits);
     }
 
+    pub(crate) fn set_cards(&mut self, instance_type: &str, cards: u32) {
+        self.cards.insert(instance_type.to_owned(), cards);
+    }
+
     pub(crate) fn limit_interfaces(&mut self, most: usize) {
         self.most_interfaces = most;
     }

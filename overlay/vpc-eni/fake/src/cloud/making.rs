@@ -78,6 +78,11 @@ impl Cloud {
         self.set(|account| account.make_type(name, limits));
     }
 
+    /// How many network cards instances of a type have; one in the beginning. The type's limit is each card's.
+    pub fn set_network_cards(&self, instance_type: &str, cards: u32) {
+        self.set(|account| account.set_cards(instance_type, cards));
+    }
+
     /// How many interfaces the account may have (5000 in the beginning).
     pub fn limit_interfaces(&self, most: usize) {
         self.set(|account| account.limit_interfaces(most));
