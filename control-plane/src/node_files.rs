@@ -174,7 +174,12 @@ fn agent_config(node: &NodeFiles<'_>, dir: &NodeDir) -> anyhow::Result<Value> {
         "stateDir": dir.agent(),
     });
     match &settings.vpc {
-        Some(vpc) => config["vpcEni"] = vpc_config(settings, vpc),
+        Some(vpc) => {
+            config["vpcEni"] = vpc_config(settings, vpc);
+            // There are no networks of pods alone.
+            config["proxy"]["detectLocalMode"] = json!("InterfaceNamePrefix");
+            config["proxy"]["interfaceNamePrefix"] = json!("eni");
+        }
         None => config["network"] = overlay_config(node),
     }
     Ok(config)

@@ -90,7 +90,9 @@ impl UpArgs {
             vpc.is_none() || self.leases.is_none() && self.pod_cidr.is_none(),
             "--leases and --pod-cidr do not go with --network vpc-eni, whose pods have addresses of --underlay-cidr"
         );
-        let underlay_cidr = self.underlay_cidr.unwrap_or_else(|| default_underlay(self.network));
+        let underlay_cidr = self
+            .underlay_cidr
+            .unwrap_or_else(|| default_underlay(self.network));
         let pod_cidr = match vpc {
             Some(_) => underlay_cidr,
             None => self.pod_cidr.unwrap_or_else(default_pod_cidr),
@@ -119,7 +121,9 @@ impl UpArgs {
 }
 
 fn default_pod_cidr() -> Cidrs {
-    "10.244.0.0/16".parse().expect("invariant: a network in a constant")
+    "10.244.0.0/16"
+        .parse()
+        .expect("invariant: a network in a constant")
 }
 
 /// Brings the cluster up and waits until its nodes are Ready. What was half-made is removed when that fails.
@@ -448,7 +452,8 @@ mod tests {
                 "/x",
                 &["--network", "vpc-eni"],
                 "3 nodes Ready",
-                "EC2 of the nodes' VPC answers at http://172.30.0.1:8773, for region eu-west-1.\n\n".to_owned(),
+                "EC2 of the nodes' VPC answers at http://172.30.0.1:8773, for region eu-west-1.\n\n"
+                    .to_owned(),
                 "causeway down --state-dir /x",
             ),
         ];

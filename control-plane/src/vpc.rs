@@ -63,7 +63,11 @@ pub fn create(settings: &Settings, state: &StateDir) -> anyhow::Result<()> {
     runtime.block_on(async {
         let instances = Instances::open(settings, state)?;
         let fabric = Fabric::start(&instances.cloud, instances.place()?).await?;
-        let problems: Vec<String> = fabric.problems().iter().map(|problem| with_causes(problem)).collect();
+        let problems: Vec<String> = fabric
+            .problems()
+            .iter()
+            .map(|problem| with_causes(problem))
+            .collect();
         fabric.abandon();
         ensure!(problems.is_empty(), "{}", problems.join("; "));
         instances.save(state)
@@ -85,7 +89,10 @@ pub async fn run(state: StateDir, settings: Settings, shutdown: CancellationToke
     }
     loop {
         if let Err(error) = instances.save(&state) {
-            warn!(error = format!("{error:#}"), "what the VPC has is not written down");
+            warn!(
+                error = format!("{error:#}"),
+                "what the VPC has is not written down"
+            );
         }
         tokio::select! {
             () = changes.next() => {}
@@ -122,7 +129,9 @@ impl Instances {
             Err(error) => return Err(error).with_context(|| format!("reading {}", path.display())),
         };
         let cloud = match kept {
-            Some(text) => Cloud::restore(&text, SEED).with_context(|| format!("reading {}", path.display()))?,
+            Some(text) => {
+                Cloud::restore(&text, SEED).with_context(|| format!("reading {}", path.display()))?
+            }
             None => Cloud::new(SEED),
         };
         let known = machines(&cloud);
@@ -169,7 +178,10 @@ impl Instances {
 fn machines(cloud: &Cloud) -> BTreeMap<Ipv4Addr, (InstanceId, VpcId, SubnetId)> {
     let interfaces = cloud.interfaces().into_iter();
     let primary = interfaces.filter_map(|interface| {
-        let attached = interface.eni.attachment.filter(|attached| attached.device_index == 0)?;
+        let attached = interface
+            .eni
+            .attachment
+            .filter(|attached| attached.device_index == 0)?;
         let place = (attached.instance, interface.vpc, interface.eni.subnet);
         Some((interface.eni.primary, place))
     });
@@ -179,13 +191,15 @@ fn machines(cloud: &Cloud) -> BTreeMap<Ipv4Addr, (InstanceId, VpcId, SubnetId)> 
 fn make_vpc(cloud: &Cloud, settings: &Settings) -> anyhow::Result<(VpcId, SubnetId)> {
     let network = settings.underlay_network();
     let vpc = cloud.make_vpc(&[network])?;
-    let subnet = cloud
-        .make_subnet(&vpc, network, ZONE, Tags::new())
-        ?;
+    let subnet = cloud.make_subnet(&vpc, network, ZONE, Tags::new())?;
     Ok((vpc, subnet))
 }
 
-fn make_instance(cloud: &Cloud, vpc: &Vpc, subnet: &SubnetId, address: Ipv4Addr) -> anyhow::Result<InstanceId> {
-    let made = cloud.make_instance_at(&vpc.instance_type, subnet, &[], address);
-    made
+fn make_instance(
+    cloud: &Cloud,
+    vpc: &Vpc,
+    subnet: &SubnetId,
+    address: Ipv4Addr,
+) -> anyhow::Result<InstanceId> {
+    Ok(cloud.make_instance_at(&vpc.instance_type, subnet, &[], address)?)
 }

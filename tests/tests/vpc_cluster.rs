@@ -37,14 +37,27 @@ type Scenario = fn(&Cluster) -> Result<()>;
 /// A cluster, and what is done on it, in order.
 const CLUSTERS: [(&[&str], &[(&str, Scenario)]); 2] = [
     (
-        &["--network", "vpc-eni", "--vpc-eni", "WARM_IP_TARGET=2", "--vpc-eni", "IP_COOLDOWN_PERIOD=5"],
+        &[
+            "--network",
+            "vpc-eni",
+            "--vpc-eni",
+            "WARM_IP_TARGET=2",
+            "--vpc-eni",
+            "IP_COOLDOWN_PERIOD=5",
+        ],
         &[
             ("pods_have_addresses_that_their_nodes_interfaces_own", addresses),
             ("pods_reach_services_by_address_and_by_name", services),
             ("node_ports_answer_from_outside_on_every_node", node_ports),
             ("interfaces_and_addresses_follow_pods_to_150", up_to_150),
-            ("pods_of_every_interface_reach_each_other_across_nodes", all_reach_all),
-            ("pods_leave_the_vpc_with_their_nodes_addresses", leave_as_their_nodes),
+            (
+                "pods_of_every_interface_reach_each_other_across_nodes",
+                all_reach_all,
+            ),
+            (
+                "pods_leave_the_vpc_with_their_nodes_addresses",
+                leave_as_their_nodes,
+            ),
             ("a_vpc_and_agents_that_are_killed_cost_no_pod_its_address", killed),
             ("interfaces_and_addresses_follow_pods_back_to_3", back_to_3),
         ],
@@ -60,7 +73,10 @@ const CLUSTERS: [(&[&str], &[(&str, Scenario)]); 2] = [
             "--vpc-eni",
             "AWS_VPC_K8S_CNI_EXTERNALSNAT=true",
         ],
-        &[("with_external_snat_pods_leave_the_vpc_with_their_own_addresses", leave_as_themselves)],
+        &[(
+            "with_external_snat_pods_leave_the_vpc_with_their_own_addresses",
+            leave_as_themselves,
+        )],
     ),
 ];
 
@@ -77,7 +93,11 @@ fn main() -> ExitCode {
     for (number, (flags, scenarios)) in CLUSTERS.iter().enumerate() {
         passed &= run(&arguments, number, flags, scenarios);
     }
-    if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if passed {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }
 
 /// Whether all went well.
@@ -94,7 +114,9 @@ fn run(arguments: &Arguments, number: usize, flags: &[&str], scenarios: &'static
     // hand below.
     let cluster: &'static Cluster = Box::leak(Box::new(cluster));
     let trials = scenarios.iter().map(|(name, scenario)| {
-        Trial::test(*name, move || scenario(cluster).map_err(|error| Failed::from(format!("{error:#}"))))
+        Trial::test(*name, move || {
+            scenario(cluster).map_err(|error| Failed::from(format!("{error:#}")))
+        })
     });
     let conclusion = libtest_mimic::run(arguments, trials.collect());
     if conclusion.has_failed() {
@@ -155,17 +177,23 @@ impl fmt::Display for Node {
 }
 
 fn example(name: &str) -> Result<String> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples").join(name);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../examples")
+        .join(name);
     std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime> {
-    Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
+    Ok(tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?)
 }
 
 /// All interfaces of a node's instance: the metadata service on the node tells which instance it is.
 fn interfaces(node: &Namespace) -> Result<Vec<Eni>> {
-    let instance = node.run(|| runtime()?.block_on(async { anyhow::Ok(ImdsMetadata::new(None)?.identity().await?.instance) }))??;
+    let instance = node.run(|| {
+        runtime()?.block_on(async { anyhow::Ok(ImdsMetadata::new(None)?.identity().await?.instance) })
+    })??;
     runtime()?.block_on(async {
         let client = Client::new(Settings {
             region: "eu-west-1".to_owned(),
@@ -192,7 +220,10 @@ fn pods(cluster: &Cluster) -> Result<BTreeMap<String, BTreeMap<String, Ipv4Addr>
             continue;
         }
         let name = text("/metadata/uid").context("a uid")?;
-        by_node.entry(node.to_owned()).or_default().insert(name.to_owned(), address.parse()?);
+        by_node
+            .entry(node.to_owned())
+            .or_default()
+            .insert(name.to_owned(), address.parse()?);
     }
     Ok(by_node)
 }
@@ -202,15 +233,21 @@ fn look(cluster: &Cluster) -> Result<Vec<Node>> {
     let look_at = |number: u8| {
         let name = format!("node-{number}");
         let namespace = Namespace::named(&format!("causeway-{name}"))?;
-        let page = namespace.run(|| http::get(SocketAddr::from((Ipv4Addr::LOCALHOST, 10249)), "/metrics"))??;
+        let page =
+            namespace.run(|| http::get(SocketAddr::from((Ipv4Addr::LOCALHOST, 10249)), "/metrics"))??;
         let sample = |metric: &str| -> Result<usize> {
-            let line = page.lines().find_map(|line| line.strip_prefix(metric)?.strip_prefix(' '));
+            let line = page
+                .lines()
+                .find_map(|line| line.strip_prefix(metric)?.strip_prefix(' '));
             Ok(line.with_context(|| format!("{metric}: {page}"))?.parse()?)
         };
         Ok(Node {
             address: Ipv4Addr::new(172, 30, 0, 10 + number),
             interfaces: interfaces(&namespace)?,
-            told: [sample("awscni_total_ip_addresses")?, sample("awscni_assigned_ip_addresses")?],
+            told: [
+                sample("awscni_total_ip_addresses")?,
+                sample("awscni_assigned_ip_addresses")?,
+            ],
             pods: pods.remove(&name).unwrap_or_default(),
             name,
         })
@@ -223,7 +260,11 @@ fn look(cluster: &Cluster) -> Result<Vec<Node>> {
 fn faults(nodes: &[Node]) -> Vec<String> {
     let mut faults = Vec::new();
     for node in nodes {
-        let owned: BTreeSet<Ipv4Addr> = node.interfaces.iter().flat_map(|eni| eni.secondary.clone()).collect();
+        let owned: BTreeSet<Ipv4Addr> = node
+            .interfaces
+            .iter()
+            .flat_map(|eni| eni.secondary.clone())
+            .collect();
         let given: BTreeSet<Ipv4Addr> = node.pods.values().copied().collect();
         if given.len() != node.pods.len() || !given.is_subset(&owned) {
             faults.push(format!("{node}: pods have {given:?}, it owns {owned:?}"));
@@ -259,7 +300,12 @@ fn settle(cluster: &Cluster, pods: usize) {
 
 fn scale(cluster: &Cluster, pods: usize) -> Result<()> {
     cluster.run(&["scale", "deployment/hello", &format!("--replicas={pods}")])?;
-    let ready = ["get", "deployment/hello", "-o", "jsonpath={.status.replicas}/{.status.readyReplicas}"];
+    let ready = [
+        "get",
+        "deployment/hello",
+        "-o",
+        "jsonpath={.status.replicas}/{.status.readyReplicas}",
+    ];
     cluster.await_output(&ready, &format!("{pods}/{pods}"), AT_LAST);
     settle(cluster, pods);
     Ok(())
@@ -270,7 +316,11 @@ fn addresses(cluster: &Cluster) -> Result<()> {
     cluster.run(&["rollout", "status", "deployment/hello", "--timeout=60s"])?;
     settle(cluster, 3);
     let nodes = look(cluster)?;
-    ensure!(nodes.iter().all(|node| node.pods.len() == 1), "{:?}", pods(cluster)?);
+    ensure!(
+        nodes.iter().all(|node| node.pods.len() == 1),
+        "{:?}",
+        pods(cluster)?
+    );
     Ok(())
 }
 
@@ -296,7 +346,12 @@ fn node_ports(cluster: &Cluster) -> Result<()> {
         let mut answered = BTreeSet::new();
         for _ in 0..40 {
             let answer = http::get(to, "/").with_context(|| format!("asking {to}"))?;
-            answered.extend(answer.lines().find(|line| line.starts_with("hostname: ")).map(str::to_owned));
+            answered.extend(
+                answer
+                    .lines()
+                    .find(|line| line.starts_with("hostname: "))
+                    .map(str::to_owned),
+            );
         }
         // Forty random choices miss one of three pods once in three million runs.
         ensure!(answered.len() == 3, "{to}: {answered:?}");
@@ -323,7 +378,10 @@ fn one_of_each_interface(nodes: &[Node]) -> Result<Vec<(Ipv4Addr, Ipv4Addr, Plac
     let mut found = Vec::new();
     for node in nodes {
         for eni in &node.interfaces {
-            let pod = node.pods.iter().find(|(_, address)| eni.secondary.contains(address));
+            let pod = node
+                .pods
+                .iter()
+                .find(|(_, address)| eni.secondary.contains(address));
             let Some((uid, address)) = pod else { continue };
             let place = Place::beside(process_of(uid).with_context(|| format!("{uid} has no process"))?)?;
             found.push((node.address, *address, place));
@@ -340,7 +398,11 @@ fn connect(from: &Place, to: SocketAddr) -> Result<TcpStream> {
 
 fn all_reach_all(cluster: &Cluster) -> Result<()> {
     let pods = one_of_each_interface(&look(cluster)?)?;
-    ensure!(pods.len() == 12, "four interfaces on each of three nodes: {}", pods.len());
+    ensure!(
+        pods.len() == 12,
+        "four interfaces on each of three nodes: {}",
+        pods.len()
+    );
     for (_, own, from) in &pods {
         for (_, to, _) in &pods {
             connect(from, SocketAddr::from((*to, 8080))).with_context(|| format!("from {own}"))?;
@@ -373,12 +435,17 @@ impl Outside {
                 let _ = write!(stream, "{}", peer.ip());
             }
         });
-        Ok(Self { at, server: Some(server) })
+        Ok(Self {
+            at,
+            server: Some(server),
+        })
     }
 
     fn ip(verb: &str) -> Result<()> {
         let address = format!("{}/32", Self::ADDRESS);
-        let status = Command::new("ip").args(["address", verb, &address, "dev", "lo"]).status()?;
+        let status = Command::new("ip")
+            .args(["address", verb, &address, "dev", "lo"])
+            .status()?;
         ensure!(status.success(), "ip address {verb} {address}: {status}");
         Ok(())
     }
@@ -411,7 +478,10 @@ fn leave_as_their_nodes(cluster: &Cluster) -> Result<()> {
     let outside = Outside::open()?;
     for (node, own, place) in one_of_each_interface(&look(cluster)?)? {
         let seen = outside.sees(&place).with_context(|| format!("from {own}"))?;
-        ensure!(seen == IpAddr::V4(node), "{own} is seen as {seen}, its node is {node}");
+        ensure!(
+            seen == IpAddr::V4(node),
+            "{own} is seen as {seen}, its node is {node}"
+        );
     }
     Ok(())
 }

@@ -280,9 +280,14 @@ fn a_vpc_that_cannot_be_is_refused_with_the_flag_named() {
         assert_eq!(settings.validate().expect_err(message).to_string(), message);
     }
     let mut refused = in_a_vpc();
-    vpc(&mut refused).variables.insert("WARM_IP_TARGET".to_owned(), "many".to_owned());
+    vpc(&mut refused)
+        .variables
+        .insert("WARM_IP_TARGET".to_owned(), "many".to_owned());
     let refused = refused.validate().expect_err("no number").to_string();
-    assert!(refused.starts_with("--vpc-eni WARM_IP_TARGET=many: "), "{refused}");
+    assert!(
+        refused.starts_with("--vpc-eni WARM_IP_TARGET=many: "),
+        "{refused}"
+    );
 }
 
 #[test]
@@ -291,7 +296,9 @@ fn a_kept_vpc_refuses_other_addresses_and_instances() {
     asked.vpc.as_mut().expect("in a VPC").variables.clear();
     assert!(asked.check_kept(&in_a_vpc()).is_ok());
     asked.vpc.as_mut().expect("in a VPC").instance_type = "t3.small".to_owned();
-    let refused = asked.check_kept(&in_a_vpc()).expect_err("instances stay what they are");
+    let refused = asked
+        .check_kept(&in_a_vpc())
+        .expect_err("instances stay what they are");
     assert_eq!(
         refused.to_string(),
         "--instance-type t3.small: the kept state is of a cluster with --instance-type m5.large; causeway down removes it"
@@ -301,7 +308,9 @@ fn a_kept_vpc_refuses_other_addresses_and_instances() {
         pod_cidr: in_a_vpc().pod_cidr,
         ..in_a_vpc()
     };
-    let refused = asked.check_kept(&in_a_vpc()).expect_err("addresses stay what they are");
+    let refused = asked
+        .check_kept(&in_a_vpc())
+        .expect_err("addresses stay what they are");
     assert_eq!(
         refused.to_string(),
         "--underlay-cidr 172.30.0.0/17: the kept state is of a cluster with --underlay-cidr 172.30.0.0/16; causeway down \
@@ -319,7 +328,9 @@ fn a_node_takes_as_many_pods_as_eks_tells_its_kubelets() {
         ("m5.large", &[("ENABLE_PREFIX_DELEGATION", "true")], 110),
     ];
     for (instance_type, variables, most) in rows {
-        let variables = variables.iter().map(|&(name, value)| (name.to_owned(), value.to_owned()));
+        let variables = variables
+            .iter()
+            .map(|&(name, value)| (name.to_owned(), value.to_owned()));
         let vpc = Vpc {
             instance_type: instance_type.to_owned(),
             variables: variables.collect(),

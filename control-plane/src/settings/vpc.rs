@@ -102,7 +102,10 @@ impl VpcArgs {
             return Ok(None);
         }
         Ok(Some(Vpc {
-            instance_type: self.instance_type.clone().unwrap_or_else(|| INSTANCE_TYPE.to_owned()),
+            instance_type: self
+                .instance_type
+                .clone()
+                .unwrap_or_else(|| INSTANCE_TYPE.to_owned()),
             variables: self.vpc_eni.iter().cloned().collect(),
         }))
     }
