@@ -2,10 +2,11 @@
 //! they are built beside this program, from addresses that are ready, and what those cost.
 //!
 //! ```text
-//! vpc_eni [--pods N]     default 100; so many addresses are ready beside
+//! vpc_eni [--pods N]     default 100
 //!
-//! at rest     EC2 answers at once
-//! throttled   nine of ten calls to EC2 are refused from before the first pod on
+//! at rest     there is an address for each of them, and EC2 is asked for nothing
+//! growing     so many addresses are kept ready beside those that pods have: EC2 is asked as they come
+//! throttled   the same where nine of ten calls to EC2 are refused
 //!
 //! one         one runtime, one pod after the other
 //! eight       eight runtimes at once, which share the pods
@@ -26,7 +27,7 @@ mod world;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use serde_json::json;
+use serde_json::{Value, json};
 use tests::topology::Host;
 use tests::{process, wait};
 use vpc_eni::ec2::Limits;
@@ -56,9 +57,17 @@ fn main() -> Result<()> {
         "{:<10} {:<6} {:>22} {:>22} {:>16} {:>20} {:>6}",
         "", "", "ADD p50 p99 max", "DEL p50 p99 max", "filled, calls", "resident, peak", "calls"
     );
-    for (weather, throttled) in [("at rest", 0), ("throttled", THROTTLED)] {
+    let all = pods.to_string();
+    let [enough, more] = [("0", &all), (all.as_str(), &all)].map(|(warm, least)| {
+        json!({"WARM_IP_TARGET": warm, "MINIMUM_IP_TARGET": least, "IP_COOLDOWN_PERIOD": "0"})
+    });
+    for (weather, variables, throttled) in [
+        ("at rest", &enough, 0),
+        ("growing", &more, 0),
+        ("throttled", &more, THROTTLED),
+    ] {
         for (name, at_once) in [("one", 1), ("eight", 8), ("all", pods)] {
-            let run = run(pods, at_once, throttled)?;
+            let run = run(variables, pods, at_once, throttled)?;
             println!("{weather:<10} {name:<6} {run}");
         }
     }
@@ -66,9 +75,8 @@ fn main() -> Result<()> {
 }
 
 /// A node from its agent's start to its last pod's end, in words.
-fn run(pods: usize, at_once: usize, throttled: u8) -> Result<String> {
-    let variables = json!({"WARM_IP_TARGET": pods.to_string(), "IP_COOLDOWN_PERIOD": "0"});
-    let mut world = World::of_type("figures", 1, &variables, LIMITS)?;
+fn run(variables: &Value, pods: usize, at_once: usize, throttled: u8) -> Result<String> {
+    let mut world = World::of_type("figures", 1, variables, LIMITS)?;
     let began = Instant::now();
     world.nodes[0].start_agent(&KEYS)?;
     await_addresses(&world.nodes[0], pods);

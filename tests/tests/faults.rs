@@ -11,7 +11,8 @@
 //! - What the bundled control plane survives ([`privileged_control_plane`]).
 //!
 //! F20, an API server whose packets vanish, in
-//! `tests/tests/agent/privileged_parts.rs`.
+//! `tests/tests/agent/privileged_parts.rs`; F6 to F11, pods that come and go, in `tests/tests/cni`, for both kinds of
+//! networks; F44, F45, an EC2 in a bad mood, in `tests/tests/vpc_eni/faults.rs`.
 
 #[path = "faults/acknowledged.rs"]
 mod acknowledged;

@@ -168,6 +168,14 @@ pub(super) fn is_of_a_plan(rule: &Rule) -> bool {
 }
 
 impl Plan {
+    /// What all pods need, whatever their interface is: it does not change as blocks come and go.
+    pub(super) fn for_all(ways: &Ways) -> Self {
+        let (mut plan, _) = plan(ways, &[]);
+        plan.uplinks.clear();
+        plan.rules.retain(|rule| rule.priority != FROM_INTERFACE);
+        plan
+    }
+
     /// The rules of a pod alone.
     pub(super) fn rules_of(&self, pod: IpAddr) -> impl Iterator<Item = &Rule> {
         self.rules.iter().filter(move |rule| is_of_pod(rule, pod))

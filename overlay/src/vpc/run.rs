@@ -106,7 +106,7 @@ fn start(config: Config, pods: &PodNetwork, status: watch::Sender<Status>) -> Re
         pods: OwnPods::new(pods.clone()),
         host_ports: host_ports::Keeper::default(),
         ways: None,
-        is_settled: false,
+        for_all: None,
         asked: Vec::new(),
         plan: None,
         status,
@@ -152,8 +152,8 @@ struct Worker {
     pods: OwnPods,
     host_ports: host_ports::Keeper,
     ways: Option<Ways>,
-    /// A pass has reached the kernel since the ways are so.
-    is_settled: bool,
+    /// What the kernel has for all pods, by the last pass if that reached it.
+    for_all: Option<plan::Plan>,
     /// Pods that wait until they are led.
     asked: Vec<Asked>,
     plan: Option<Arc<plan::Plan>>,
@@ -168,7 +168,8 @@ impl Work for Worker {
         match news {
             News::Ways(ways) => {
                 self.ways = Some(ways);
-                self.is_settled = false;
+                // A pod whose block is news need not wait for a pass.
+                self.lead_those_who_wait();
                 true
             }
             News::Pod(asked) => {
@@ -194,7 +195,7 @@ impl Work for Worker {
             }
         };
         drive::log(&outcome, &self.last);
-        self.is_settled = reached && ways.interfaces.is_some();
+        self.for_all = reached.then(|| plan::Plan::for_all(&ways));
         let good = outcome.problems.is_empty();
         self.status.send_if_modified(|status| {
             let next = Status {
@@ -207,14 +208,18 @@ impl Work for Worker {
             changed
         });
         self.last = outcome;
-        let mut asked = std::mem::take(&mut self.asked);
-        asked.retain(|asked| asked.is_awaited() && !self.lead(asked));
-        self.asked = asked;
+        self.lead_those_who_wait();
         good && self.asked.is_empty()
     }
 }
 
 impl Worker {
+    fn lead_those_who_wait(&mut self) {
+        let mut asked = std::mem::take(&mut self.asked);
+        asked.retain(|asked| asked.is_awaited() && !self.lead(asked));
+        self.asked = asked;
+    }
+
     /// Has a pod led, and tells it. Whether it is.
     fn lead(&mut self, asked: &Asked) -> bool {
         let unled = asked.routes.iter().find_map(|pod| self.led(pod).err());
@@ -225,7 +230,11 @@ impl Worker {
 
     /// Has the kernel lead a pod's packets, or tells why it does not.
     fn led(&mut self, pod: &PodRoute) -> Result<(), String> {
-        let Some(ways) = self.ways.as_ref().filter(|_| self.is_settled) else {
+        let is_ready = |ways: &&Ways| {
+            let for_all = plan::Plan::for_all(ways);
+            for_all.is_complete && self.for_all.as_ref() == Some(&for_all)
+        };
+        let Some(ways) = self.ways.as_ref().filter(is_ready) else {
             let problems = self.last.problems.join("; ");
             return Err(if problems.is_empty() {
                 "the node's network interfaces are not programmed yet".to_owned()

@@ -416,6 +416,7 @@ fn an_agent_that_is_killed_at_a_call_of_its_own_leaves_nothing_and_gives_no_addr
                     let ran = subject.call("ADD", "c1", &pod.path()).run();
                     assert!(ran.success, "{} {name} {at}: tried again: {ran:?}", subject.name);
                     assert_ne!(ran.output["ips"][0]["address"], result["ips"][0]["address"]);
+                    subject.assert_led(&ran);
                 }
             }
             let ran = subject.call("DEL", "c1", &pod.path()).run();

@@ -344,7 +344,19 @@ impl Subject {
         let pod = Host::new(container).expect("a namespace");
         let ran = self.call("ADD", container, &pod.path()).run();
         assert!(ran.success, "{}: {ran:?}", self.name);
+        self.assert_led(&ran);
         (pod, ran.output)
+    }
+
+    /// Whoever was answered for is led: nothing is awaited.
+    #[track_caller]
+    pub fn assert_led(&self, ran: &Ran) {
+        let address = ran.output["ips"][0]["address"].as_str().expect("an address");
+        let rules = self.rules_of_pods();
+        let led = rules
+            .iter()
+            .any(|rule| rule.starts_with(&format!("512: to {address}")));
+        assert_eq!(led, self.is_in_vpc(), "{}: {address}: {rules:?}", self.name);
     }
 
     /// A copy of the program under another name, which goes with the subject.

@@ -351,3 +351,48 @@ fn only_rules_that_a_plan_could_have_are_its_own() {
         );
     }
 }
+
+#[test]
+fn what_all_pods_need_does_not_change_with_blocks_and_does_with_what_it_is_made_of() {
+    let for_all = |change: fn(&mut Ways)| {
+        let mut ways = Ways {
+            snat: Snat::Here {
+                excluded: Vec::new(),
+                random: Random::Prng,
+            },
+            external_services: networks("192.0.2.0/24"),
+            ..ways()
+        };
+        change(&mut ways);
+        Plan::for_all(&ways)
+    };
+    let before = for_all(|_| {});
+    let same: [fn(&mut Ways); 2] = [
+        |ways| {
+            let interfaces = ways.interfaces.as_mut().expect("they are known");
+            interfaces.primary.blocks.clear();
+            interfaces.others[0].blocks.extend(networks("10.0.1.32/28"));
+        },
+        |ways| ways.vpc_networks.extend(networks("10.0.0.0/16")),
+    ];
+    for change in same {
+        assert_eq!(for_all(change), before);
+    }
+    let others: [fn(&mut Ways); 5] = [
+        |ways| ways.snat = Snat::External,
+        |ways| {
+            ways.interfaces
+                .as_mut()
+                .expect("they are known")
+                .others
+                .push(interface(2, ""))
+        },
+        |ways| ways.interfaces.as_mut().expect("they are known").primary.mac = mac(7),
+        |ways| ways.vpc_networks.clear(),
+        |ways| ways.external_services.clear(),
+    ];
+    for (number, change) in others.into_iter().enumerate() {
+        assert_ne!(for_all(change), before, "{number}");
+    }
+    assert!(before.is_complete && !for_all(|ways| ways.interfaces = None).is_complete);
+}
