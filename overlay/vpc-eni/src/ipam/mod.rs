@@ -2,7 +2,8 @@
 //!
 //! - [`node`] is what this node's interfaces have.
 //! - `looks` asks EC2 what there is, `steps` has it changed: `making` and `removing` are the steps of several calls.
-//! - `networks` asks for the VPC's networks; `rounds` says when it is time for what nothing hints at.
+//! - `networks` asks for the VPC's networks; `rounds` says when it is time for what nothing hints at; `upkeep` is
+//!   for what interfaces have besides addresses.
 //! - [`problem`] is what does not work.
 //!
 //! All of it is one task with one call under way at a time: what a step was planned of cannot change while it is taken,
@@ -16,6 +17,7 @@ pub mod problem;
 mod removing;
 mod rounds;
 mod steps;
+mod upkeep;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
@@ -255,7 +257,10 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
         if self.sweeps(now) {
             return self.sweep(now).await;
         }
-        if self.learn_subnets(now).await == Turn::Acted || self.regroup(now).await == Turn::Acted {
+        let kept_up = self.learn_subnets(now).await == Turn::Acted
+            || self.regroup(now).await == Turn::Acted
+            || self.retag(now).await == Turn::Acted;
+        if kept_up {
             return Turn::Acted;
         }
         self.take_step(now).await
@@ -432,6 +437,10 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
     }
 
     fn most_addresses(&self, limits: Limits, now: Instant) -> u32 {
+        if self.settings.family == PodFamily::V6 {
+            // Those of a /80, as far as they can be counted.
+            return u32::MAX;
+        }
         let of_each = limits.addresses_per_interface.saturating_sub(1) * self.unit(limits).size();
         let primary = u32::from(self.settings.custom_networking.is_some());
         self.most_interfaces(limits, now).saturating_sub(primary) * of_each

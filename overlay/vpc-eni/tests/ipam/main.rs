@@ -2,6 +2,7 @@
 
 mod failures;
 mod histories;
+mod ipv6;
 mod pool;
 mod timing;
 mod truth;

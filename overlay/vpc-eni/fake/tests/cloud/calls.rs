@@ -1,11 +1,10 @@
 //! What the calls do, and what they answer.
 
-use fake_vpc::request::{Attribute, Filter, Reply, Request, Search};
+use fake_vpc::request::{Attribute, Filter, Reply, Request, Search, SecurityGroup};
 use fake_vpc::{Cloud, cloud};
 use http::StatusCode;
 use vpc_eni::ec2::{
-    Action, Addresses, Amount, Attached, Ec2, Eni, EniId, Instance, Limits, SecurityGroup, Subnet, Tags,
-    VpcId, Which,
+    Action, Addresses, Amount, Attached, Ec2, Eni, EniId, Instance, Limits, Subnet, Tags, VpcId, Which,
 };
 
 use crate::support::{Http, SIGNED, World, parse, tags, v4};
@@ -338,7 +337,19 @@ async fn subnets_and_groups_are_those_of_the_vpc_and_the_zone() {
         group(&world.cloud.default_group(&world.vpc).unwrap(), Tags::new()),
         group(&world.group, tags([("Name", "nodes")])),
     ];
-    assert_eq!(world.ec2.security_groups(&world.vpc).await, Ok(expected));
+    let search = Search {
+        filters: vec![Filter {
+            name: "vpc-id".to_owned(),
+            values: vec![world.vpc.0.clone()],
+        }],
+        ..Search::default()
+    };
+    let found = match world.cloud.call(Request::DescribeSecurityGroups(search)).await {
+        Ok(Reply::SecurityGroups(page)) => page.items,
+        other => panic!("{other:?}"),
+    };
+    let found: Vec<SecurityGroup> = found.into_iter().map(|(group, _)| group).collect();
+    assert_eq!(found, expected);
 }
 
 #[tokio::test]
