@@ -1,6 +1,7 @@
 //! What a region of an AWS account holds: VPCs, subnets, security groups, instances and interfaces. Plain data; what
 //! the time is comes in with each question.
 
+mod addresses;
 mod changes;
 mod making;
 mod saving;

@@ -166,3 +166,42 @@ async fn without_nitro_there_is_none_and_ec2s_reason_is_told() {
     assert!(problem.contains("UnsupportedOperation"), "{problem}");
     assert_eq!((world.held(), world.book.waiting()), (vec![0], 1));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_node_of_ipv6_has_one_prefix_and_needs_no_more() {
+    let mut world = World::build_v6("m5.large");
+    world.start();
+    world.book.add_pods(200);
+    world.settle().await;
+    assert_eq!((world.held(), world.book.pods().len()), (vec![1], 200));
+    let status = world.status();
+    let counts = (status.total, status.assigned, status.most_addresses);
+    assert_eq!(counts, (u32::MAX, 200, u32::MAX));
+    assert_eq!(
+        (world.changes(), world.cloud.count(Action::AssignIpv6Addresses)),
+        (1, 1)
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_prefix_of_ipv6_that_is_refused_is_asked_for_ever_more_seldom() {
+    for code in [
+        "InsufficientCidrBlocks",
+        "Ipv6AddressLimitExceeded",
+        "UnauthorizedOperation",
+    ] {
+        let mut world = World::build_v6("m5.large");
+        world
+            .cloud
+            .set_weather(|weather| weather.answer_after = Duration::from_millis(10));
+        for nth in 1..=500 {
+            world
+                .cloud
+                .fail(Action::AssignIpv6Addresses, nth, Fault::refused(code));
+        }
+        world.start();
+        tokio::time::sleep(10 * MINUTE).await;
+        let calls = world.cloud.calls().len();
+        assert!(calls <= 60, "{calls} calls where it is {code}");
+    }
+}
