@@ -360,17 +360,14 @@ fn node_ports(cluster: &Cluster) -> Result<()> {
 }
 
 fn up_to_150(cluster: &Cluster) -> Result<()> {
-    for pods in [30, 90, 150] {
+    for pods in [30, 150] {
         scale(cluster, pods)?;
     }
     Ok(())
 }
 
 fn back_to_3(cluster: &Cluster) -> Result<()> {
-    for pods in [60, 3] {
-        scale(cluster, pods)?;
-    }
-    Ok(())
+    scale(cluster, 3)
 }
 
 /// A pod of each interface of each node, with its process's place.

@@ -250,7 +250,7 @@ impl FromIterator<IpNetwork> for Addresses {
     }
 }
 
-/// EC2's actions, by their names in the API: what a policy of IAM must allow.
+/// EC2's actions, by their names in the API. A policy of IAM must allow those that [`Ec2`] has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[expect(missing_docs, reason = "EC2's documents say what each does")]
 pub enum Action {
@@ -453,9 +453,6 @@ pub trait Ec2: Send + Sync + 'static {
     /// `DescribeSubnets`, of a VPC and an availability zone.
     fn subnets(&self, vpc: &VpcId, zone: &str) -> impl Future<Output = Called<Vec<Subnet>>> + Send;
 
-    /// `DescribeSecurityGroups`, of a VPC.
-    fn security_groups(&self, vpc: &VpcId) -> impl Future<Output = Called<Vec<SecurityGroup>>> + Send;
-
     /// `DescribeNetworkInterfaces`, all pages.
     fn interfaces(&self, which: &Which) -> impl Future<Output = Called<Vec<Eni>>> + Send;
 
@@ -494,15 +491,6 @@ pub trait Ec2: Send + Sync + 'static {
 
     /// `UnassignPrivateIpAddresses`, `UnassignIpv6Addresses`.
     fn unassign(&self, eni: &EniId, addresses: &Addresses) -> impl Future<Output = Called<()>> + Send;
-}
-
-/// A security group, as `DescribeSecurityGroups` tells it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SecurityGroup {
-    /// Its name.
-    pub id: SecurityGroupId,
-    /// Its tags.
-    pub tags: Tags,
 }
 
 /// What the instance tells itself (IMDSv2): who it is. Which interfaces it has is EC2's to say.

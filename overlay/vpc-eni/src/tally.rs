@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::ec2::{
     Action, Addresses, Amount, AttachmentId, Called, Ec2, Eni, EniId, Instance, InstanceId, Limits, NewEni,
-    SecurityGroup, SecurityGroupId, Subnet, Tags, VpcId, Which,
+    SecurityGroupId, Subnet, Tags, VpcId, Which,
 };
 
 /// Calls of an action.
@@ -64,13 +64,6 @@ impl<E: Ec2> Ec2 for Tallied<E> {
 
     async fn subnets(&self, vpc: &VpcId, zone: &str) -> Called<Vec<Subnet>> {
         self.note(Action::DescribeSubnets, self.ec2.subnets(vpc, zone).await)
-    }
-
-    async fn security_groups(&self, vpc: &VpcId) -> Called<Vec<SecurityGroup>> {
-        self.note(
-            Action::DescribeSecurityGroups,
-            self.ec2.security_groups(vpc).await,
-        )
     }
 
     async fn interfaces(&self, which: &Which) -> Called<Vec<Eni>> {

@@ -1,6 +1,7 @@
 //! What a region of an AWS account holds: VPCs, subnets, security groups, instances and interfaces. Plain data; what
 //! the time is comes in with each question.
 
+mod addresses;
 mod changes;
 mod making;
 mod saving;
@@ -13,12 +14,10 @@ use std::net::Ipv4Addr;
 use ipnetwork::{Ipv4Network, Ipv6Network};
 use serde::{Deserialize, Serialize};
 use tokio::time::{Duration, Instant};
-use vpc_eni::ec2::{
-    EniId, InstanceId, Limits, NewEni, SecurityGroup, SecurityGroupId, Subnet, SubnetId, VpcId,
-};
+use vpc_eni::ec2::{EniId, InstanceId, Limits, NewEni, SecurityGroupId, Subnet, SubnetId, VpcId};
 
 use crate::instance_types;
-use crate::request::{Interface, Machine, Refusal, Reply, Request};
+use crate::request::{Interface, Machine, Refusal, Reply, Request, SecurityGroup};
 pub(crate) use searching::hypervisor;
 use space::Space;
 

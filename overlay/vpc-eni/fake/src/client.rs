@@ -2,7 +2,7 @@
 
 use vpc_eni::ec2::{
     Action, Addresses, Amount, AttachmentId, CallError, Called, Ec2, Eni, EniId, Instance, InstanceId,
-    Limits, NewEni, SecurityGroup, SecurityGroupId, Subnet, Tags, VpcId, Which, Why,
+    Limits, NewEni, SecurityGroupId, Subnet, Tags, VpcId, Which, Why,
 };
 
 use crate::Cloud;
@@ -122,21 +122,6 @@ impl Ec2 for Client {
             _ => None,
         };
         self.pages(search, Request::DescribeSubnets, page).await
-    }
-
-    async fn security_groups(&self, vpc: &VpcId) -> Called<Vec<SecurityGroup>> {
-        let page = |reply| match reply {
-            Reply::SecurityGroups(page) => Some(page),
-            _ => None,
-        };
-        let found = self
-            .pages(
-                filtered([("vpc-id", &vpc.0)]),
-                Request::DescribeSecurityGroups,
-                page,
-            )
-            .await?;
-        Ok(found.into_iter().map(|(group, _)| group).collect())
     }
 
     async fn interfaces(&self, which: &Which) -> Called<Vec<Eni>> {

@@ -6,8 +6,8 @@ use ipnetwork::{Ipv4Network, Ipv6Network};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use vpc_eni::ec2::{
-    Action, Addresses, Amount, AttachmentId, Eni, EniId, InstanceId, Limits, NewEni, SecurityGroup,
-    SecurityGroupId, Subnet, SubnetId, Tags, VpcId,
+    Action, Addresses, Amount, AttachmentId, Eni, EniId, InstanceId, Limits, NewEni, SecurityGroupId, Subnet,
+    SubnetId, Tags, VpcId,
 };
 
 /// One request.
@@ -248,6 +248,15 @@ pub struct Machine {
     /// Its interfaces by device index; filled in where it is told of.
     #[serde(skip)]
     pub interfaces: Vec<Interface>,
+}
+
+/// A security group, as `DescribeSecurityGroups` tells it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SecurityGroup {
+    /// Its name.
+    pub id: SecurityGroupId,
+    /// Its tags.
+    pub tags: Tags,
 }
 
 /// Why EC2 does not do what it is asked.

@@ -2,10 +2,10 @@
 
 use jiff::{SignedDuration, Timestamp};
 use tokio::time::Instant;
-use vpc_eni::ec2::{Action, Attached, Limits, SecurityGroup, Subnet, Tags, VpcId};
+use vpc_eni::ec2::{Action, Attached, Limits, Subnet, Tags, VpcId};
 
 use crate::account::hypervisor;
-use crate::request::{Interface, Machine, Progress, Refusal, Reply};
+use crate::request::{Interface, Machine, Progress, Refusal, Reply, SecurityGroup};
 
 /// Whose account it is: the one that AWS's documents have in their examples.
 pub(crate) const OWNER: &str = "123456789012";

@@ -14,7 +14,7 @@ use aws_sdk_ec2::types::{
 use aws_smithy_async::future::pagination_stream::PaginationStream;
 use vpc_eni::ec2::{
     Action, Addresses, Amount, AttachmentId, CallError, Called, Ec2, Eni, EniId, Instance, InstanceId,
-    Limits, NewEni, SecurityGroup, SecurityGroupId, Subnet, Tags, VpcId, Which,
+    Limits, NewEni, SecurityGroupId, Subnet, Tags, VpcId, Which,
 };
 
 use crate::connector::http_client;
@@ -189,18 +189,6 @@ impl Ec2 for Client {
                 .filter_map(|subnet| reply::subnet(subnet).transpose())
                 .collect(),
         )
-    }
-
-    async fn security_groups(&self, vpc: &VpcId) -> Called<Vec<SecurityGroup>> {
-        let action = Action::DescribeSecurityGroups;
-        let call = self
-            .ec2
-            .describe_security_groups()
-            .filters(filter("vpc-id", &vpc.0));
-        let stream = call.into_paginator().page_size(PAGE).send();
-        let pages = pages(action, stream, |page| page.next_token()).await?;
-        let groups = pages.iter().flat_map(|page| page.security_groups());
-        used(action, groups.map(reply::security_group).collect())
     }
 
     async fn interfaces(&self, which: &Which) -> Called<Vec<Eni>> {

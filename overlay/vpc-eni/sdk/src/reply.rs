@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use aws_sdk_ec2::types;
 use ipnetwork::{Ipv4Network, Ipv6Network};
-use vpc_eni::ec2::{Addresses, Attached, Eni, Instance, Limits, SecurityGroup, Subnet, Tags};
+use vpc_eni::ec2::{Addresses, Attached, Eni, Instance, Limits, Subnet, Tags};
 
 /// Why a reply cannot be used.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -177,13 +177,6 @@ pub(crate) fn subnet(subnet: &types::Subnet) -> Usable<Option<Subnet>> {
         free_addresses: count("availableIpAddressCount", subnet.available_ip_address_count())?,
         tags: tags(subnet.tags())?,
     }))
-}
-
-pub(crate) fn security_group(group: &types::SecurityGroup) -> Usable<SecurityGroup> {
-    Ok(SecurityGroup {
-        id: id("groupId", group.group_id())?,
-        tags: tags(group.tags())?,
-    })
 }
 
 /// What `AssignPrivateIpAddresses` gave.

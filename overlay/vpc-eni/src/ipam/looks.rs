@@ -9,7 +9,7 @@ use super::node::{DOUBT, Node, SETTLES};
 use super::problem::{Problem, Subject};
 use super::rounds::Rounds;
 use super::{Ipam, LOOKS_EVERY, SWEEPS_EVERY, Turn, tag};
-use crate::ec2::{Ec2, Eni, EniId, Meaning, Metadata, Subnet, Which};
+use crate::ec2::{Ec2, Eni, EniId, Metadata, Subnet, Which};
 use crate::home::Home;
 use crate::undertaking::Undertaking;
 
@@ -219,8 +219,10 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
         self.made.retain(|eni, _| making.contains(eni));
         known.extend(making);
         let ill_grouped: BTreeSet<EniId> = self.ill_grouped().into_iter().collect();
+        let ill_tagged: BTreeSet<EniId> = self.ill_tagged().into_iter().map(|(eni, _)| eni).collect();
         let is_alive = |subject: &Subject| match subject {
             Subject::Groups(eni) => ill_grouped.contains(eni),
+            Subject::Tags(eni) => ill_tagged.contains(eni),
             other => other.eni().is_none_or(|eni| known.contains(eni)),
         };
         self.problems.retain(is_alive);
@@ -285,44 +287,6 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
     /// How long ago something was. A clock that was set back would make it wait for long: it is then as old as can be.
     pub(super) fn age(&self, since: SystemTime) -> Duration {
         self.wall.now().duration_since(since).unwrap_or(SETTLES)
-    }
-
-    /// Interfaces made here whose groups are not those of the primary one or of the `ENIConfig`.
-    fn ill_grouped(&self) -> Vec<EniId> {
-        let Some(wanted) = self.groups().filter(|wanted| !wanted.is_empty()) else {
-            return Vec::new();
-        };
-        let wanted: BTreeSet<_> = wanted.iter().collect();
-        self.held()
-            .filter(|held| self.manages(held) && self.is_ours(held))
-            .filter(|held| held.eni.groups.iter().collect::<BTreeSet<_>>() != wanted)
-            .map(|held| held.eni.id.clone())
-            .collect()
-    }
-
-    /// Gives one of them its groups.
-    pub(super) async fn regroup(&mut self, now: Instant) -> Turn {
-        let due = |eni: &EniId| self.pace.allows(&Subject::Groups(eni.clone()), now);
-        let (Some(eni), Some(wanted)) = (self.ill_grouped().into_iter().find(due), self.groups()) else {
-            return Turn::Idle;
-        };
-        let subject = Subject::Groups(eni.clone());
-        match self.ec2.set_groups(&eni, &wanted).await {
-            Ok(()) => {
-                self.worked(&subject);
-                if let Some(node) = &mut self.node {
-                    node.regrouped(&eni, wanted);
-                }
-            }
-            Err(error) => {
-                if error.meaning() == Meaning::NoSuchGroup {
-                    // The primary interface may have others by now.
-                    self.look_due = now;
-                }
-                self.failed(subject, &error, now);
-            }
-        }
-        Turn::Acted
     }
 
     /// Asks for a subnet that was made since the subnets were asked for.

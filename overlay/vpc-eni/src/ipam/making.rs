@@ -10,8 +10,7 @@ use super::problem::{Problem, Subject, of_call};
 use super::steps::{EXHAUSTED, at_most, count};
 use super::{Held, Ipam, Turn, tag};
 use crate::ec2::{
-    Amount, Attached, AttachmentId, Ec2, Eni, EniId, Meaning, Metadata, NewEni, SecurityGroupId, SubnetId,
-    Tags, Which,
+    Amount, Attached, AttachmentId, Ec2, Eni, EniId, Meaning, Metadata, NewEni, SubnetId, Tags, Which,
 };
 use crate::home::Home;
 use crate::undertaking::Undertaking;
@@ -52,7 +51,7 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
         let new = NewEni {
             groups: self.groups().unwrap_or_default(),
             description: format!("aws-K8S-{instance}"),
-            tags: self.tags(&instance.0),
+            tags: self.tags_of_new(&instance.0),
             amount: self
                 .subnet_portions
                 .get(&subnet)
@@ -71,26 +70,14 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
         Turn::Acted
     }
 
-    fn tags(&self, instance: &str) -> Tags {
+    /// The tags of an interface that is made now.
+    fn tags_of_new(&self, instance: &str) -> Tags {
         let created = jiff::Timestamp::try_from(self.wall.now())
             .map_or_else(|_| String::new(), |now| format!("{now:.0}"));
-        let mut tags = self.settings.tags.clone();
+        let mut tags = self.tags();
         tags.insert(tag::INSTANCE.to_owned(), instance.to_owned());
         tags.insert(tag::CREATED.to_owned(), created);
-        if let Some(cluster) = &self.settings.cluster {
-            tags.insert(tag::CLUSTER.to_owned(), cluster.clone());
-        }
         tags
-    }
-
-    /// The security groups of interfaces that are made here; `None` as long as that cannot be said.
-    pub(super) fn groups(&self) -> Option<Vec<SecurityGroupId>> {
-        let primary = || self.node.as_ref()?.primary().map(|held| held.eni.groups.clone());
-        if self.settings.custom_networking.is_none() {
-            return primary();
-        }
-        let own = self.facts.borrow().eni_config.as_ref()?.groups.clone();
-        if own.is_empty() { primary() } else { Some(own) }
     }
 
     /// The subnet of the next interface: the `ENIConfig`'s, or the one with the most free addresses of those that may

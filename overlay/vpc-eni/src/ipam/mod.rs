@@ -2,8 +2,9 @@
 //!
 //! - [`node`] is what this node's interfaces have.
 //! - `looks` asks EC2 what there is, `steps` has it changed: `making` and `removing` are the steps of several calls.
-//! - `networks` asks for the VPC's networks; `rounds` says when it is time for what nothing hints at.
-//! - [`problem`] is what does not work.
+//! - `networks` asks for the VPC's networks; `rounds` says when it is time for what nothing hints at; `upkeep` is
+//!   for what interfaces have besides addresses.
+//! - [`problem`] is what does not work; `status` tells that, and the agent what pods may be given.
 //!
 //! All of it is one task with one call under way at a time: what a step was planned of cannot change while it is taken,
 //! but for pods that come and go, whom the book of addresses protects.
@@ -15,30 +16,31 @@ pub mod node;
 pub mod problem;
 mod removing;
 mod rounds;
+mod status;
 mod steps;
+mod upkeep;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use ipnetwork::IpNetwork;
-use serde::Serialize;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::ec2::{Action, Ec2, Eni, EniId, Identity, Instance, Limits, Metadata, Subnet, SubnetId};
-use crate::home::{Facts, Home, Interface};
+use crate::ec2::{Ec2, Eni, EniId, Identity, Instance, Limits, Metadata, Subnet, SubnetId};
+use crate::home::{Facts, Home};
 use crate::pace::Pace;
 use crate::plan::{self, Block, View};
 use crate::settings::{PodFamily, Settings};
-use crate::tally::{Calls, Tallied};
+use crate::tally::Tallied;
 use crate::undertaking::{FileError, Undertaking, Undertakings};
-use crate::warm::{Stock, Target, Targets, Unit};
+use crate::warm::{Target, Targets, Unit};
 use networks::Networks;
 use node::{Held, Node, SETTLES};
 use problem::{Problem, Problems, Subject, of_call};
 use rounds::Rounds;
+pub use status::Status;
 
 /// How often the interfaces are looked at when nothing hints at a change.
 const LOOKS_EVERY: Duration = Duration::from_secs(60 * 60);
@@ -66,30 +68,6 @@ mod tag {
     pub(super) const SUBNET_ROLE: &str = "kubernetes.io/role/cni";
     /// Of a subnet: the clusters that it is for; without one it is for all.
     pub(super) const SUBNET_CLUSTER: &str = "cni.networking.k8s.aws/cluster/";
-}
-
-/// How the manager stands.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Status {
-    /// The interfaces that serve pods; nothing before they were looked at.
-    pub interfaces: Option<Vec<Interface>>,
-    /// The networks of the VPC.
-    pub vpc_networks: Vec<IpNetwork>,
-    /// What does not work.
-    pub problems: Problems,
-    /// How many interfaces are attached, and how many can be.
-    pub attached: u32,
-    /// See above.
-    pub most_interfaces: u32,
-    /// Addresses in all, and how many pods have one.
-    pub total: u32,
-    /// See above.
-    pub assigned: u32,
-    /// Addresses that pods can have at the most, with all interfaces full.
-    pub most_addresses: u32,
-    /// Calls to EC2 so far.
-    pub calls: BTreeMap<Action, Calls>,
 }
 
 /// What the manager works with.
@@ -255,7 +233,10 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
         if self.sweeps(now) {
             return self.sweep(now).await;
         }
-        if self.learn_subnets(now).await == Turn::Acted || self.regroup(now).await == Turn::Acted {
+        let kept_up = self.learn_subnets(now).await == Turn::Acted
+            || self.regroup(now).await == Turn::Acted
+            || self.retag(now).await == Turn::Acted;
+        if kept_up {
             return Turn::Acted;
         }
         self.take_step(now).await
@@ -432,109 +413,13 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
     }
 
     fn most_addresses(&self, limits: Limits, now: Instant) -> u32 {
+        if self.settings.family == PodFamily::V6 {
+            // Those of a /80, as far as they can be counted.
+            return u32::MAX;
+        }
         let of_each = limits.addresses_per_interface.saturating_sub(1) * self.unit(limits).size();
         let primary = u32::from(self.settings.custom_networking.is_some());
         self.most_interfaces(limits, now).saturating_sub(primary) * of_each
-    }
-
-    /// The interfaces whose addresses pods are given, as far as their devices are there.
-    fn serving(&mut self) -> Vec<Interface> {
-        let mut serving = Vec::new();
-        let mut absent = Vec::new();
-        for held in self.held().filter(|held| self.manages(held)) {
-            let Some(subnet) = self.subnets.get(&held.eni.subnet) else {
-                continue;
-            };
-            if !self.home.has_device(held.eni.mac) {
-                absent.push((held.eni.id.clone(), held.eni.mac));
-                continue;
-            }
-            let blocks = if self.serves(held) {
-                held.offered()
-            } else {
-                BTreeSet::new()
-            };
-            serving.push(Interface {
-                id: held.eni.id.clone(),
-                mac: held.eni.mac,
-                address: held.eni.primary,
-                subnet: subnet.network,
-                device_index: held.device_index(),
-                blocks: blocks.into_iter().collect(),
-            });
-        }
-        self.problems.retain(|subject| match subject {
-            Subject::Device(eni) => absent.iter().any(|(absent, _)| absent == eni),
-            _ => true,
-        });
-        for (eni, mac) in absent {
-            let problem = Problem {
-                what: format!("{eni} is attached, and no device of this node has its MAC address {mac}"),
-                advice: "the kernel takes some seconds; if it stays, look at its log (dmesg) and detach the interface \
-                         by hand"
-                    .to_owned(),
-            };
-            self.problems.note(&Subject::Device(eni), problem);
-        }
-        serving
-    }
-
-    fn publish(&mut self) {
-        if self.node.is_none() {
-            let (problems, calls) = (self.problems.clone(), self.ec2.calls());
-            self.status.send_modify(|status| {
-                status.problems = problems;
-                status.calls = calls;
-            });
-            return;
-        }
-        let serving = self.serving();
-        self.home.serve(&serving, self.problems.growth().as_deref());
-        let census = self.home.census();
-        self.note_stranded(&census.stranded);
-        let now = Instant::now();
-        let stock = self
-            .limits
-            .map_or_else(Stock::default, |limits| plan::stock(&self.view(limits, now)));
-        let status = Status {
-            interfaces: Some(serving),
-            vpc_networks: self.networks.known().to_vec(),
-            problems: self.problems.clone(),
-            attached: self.held().count() as u32,
-            most_interfaces: self.limits.map_or(0, |limits| self.most_interfaces(limits, now)),
-            total: stock.total,
-            assigned: stock.assigned,
-            most_addresses: self.limits.map_or(0, |limits| self.most_addresses(limits, now)),
-            calls: self.ec2.calls(),
-        };
-        self.status.send_if_modified(|before| {
-            let differs = *before != status;
-            *before = status;
-            differs
-        });
-    }
-
-    fn note_stranded(&mut self, stranded: &[std::net::IpAddr]) {
-        // Those of an interface that serves no more pods, or that is doubted, are this node's all the same.
-        let is_lost = |address: &&std::net::IpAddr| {
-            let mut blocks = self.held().flat_map(Held::blocks);
-            !blocks.any(|block| block.contains(**address))
-        };
-        let stranded: Vec<_> = stranded.iter().filter(is_lost).collect();
-        if stranded.is_empty() {
-            return self.problems.ends(&Subject::Stranded);
-        }
-        let addresses: Vec<String> = stranded.iter().map(ToString::to_string).collect();
-        let problem = Problem {
-            what: format!(
-                "pods have addresses that EC2 took from this node: {}",
-                addresses.join(", ")
-            ),
-            advice:
-                "nobody else's packets reach them; delete these pods, and find out who changes the interfaces"
-                    .to_owned(),
-        };
-        self.problems.note(&Subject::Stranded, problem);
     }
 
     /// A call failed: it is told, and asked for again later.

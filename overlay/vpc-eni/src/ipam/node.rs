@@ -10,7 +10,7 @@ use std::time::Duration;
 use ipnetwork::IpNetwork;
 use tokio::time::Instant;
 
-use crate::ec2::{Addresses, Attached, Eni, EniId, SecurityGroupId};
+use crate::ec2::{Addresses, Attached, Eni, EniId, SecurityGroupId, Tags};
 
 /// How long EC2 may speak of what was before a change ("Ensure idempotency", "Eventual consistency" in the EC2 API's
 /// developer guide give no figure; minutes are not heard of).
@@ -262,6 +262,13 @@ impl Node {
     pub fn regrouped(&mut self, eni: &EniId, groups: Vec<SecurityGroupId>) {
         if let Some(held) = self.enis.get_mut(eni) {
             held.eni.groups = groups;
+        }
+    }
+
+    /// An interface has more tags, or others of the same keys.
+    pub fn tagged(&mut self, eni: &EniId, tags: Tags) {
+        if let Some(held) = self.enis.get_mut(eni) {
+            held.eni.tags.extend(tags);
         }
     }
 

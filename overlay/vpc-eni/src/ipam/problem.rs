@@ -35,6 +35,8 @@ pub enum Subject {
     Termination(EniId),
     /// The security groups of one.
     Groups(EniId),
+    /// The tags of one.
+    Tags(EniId),
     /// Its device on this node.
     Device(EniId),
     /// Room on this instance.
@@ -57,6 +59,7 @@ impl Subject {
             | Self::Removal(eni)
             | Self::Termination(eni)
             | Self::Groups(eni)
+            | Self::Tags(eni)
             | Self::Device(eni) => Some(eni),
             Self::Identity
             | Self::Limits
@@ -186,6 +189,7 @@ pub fn key(subject: &Subject) -> String {
         Subject::Removal(eni) => format!("removal of {eni}"),
         Subject::Termination(eni) => format!("termination of {eni}"),
         Subject::Groups(eni) => format!("security groups of {eni}"),
+        Subject::Tags(eni) => format!("tags of {eni}"),
         Subject::Device(eni) => format!("device of {eni}"),
         Subject::Room => "room".to_owned(),
         Subject::Stranded => "stranded".to_owned(),

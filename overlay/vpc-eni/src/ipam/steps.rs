@@ -179,7 +179,11 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
         };
         let id = primary.eni.id.clone();
         let may = self.may_fill(primary, now) && !self.is_unsure(&id);
-        if !primary.eni.prefixes_v6.is_empty() || !may {
+        if !primary.eni.prefixes_v6.is_empty() {
+            self.end_problems_of_growth();
+            return Turn::Idle;
+        }
+        if !may {
             return Turn::Idle;
         }
         self.fill(&id, Amount::PrefixesV6(1), now).await

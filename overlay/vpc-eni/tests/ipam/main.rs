@@ -2,7 +2,10 @@
 
 mod failures;
 mod histories;
+mod ipv6;
 mod pool;
+mod problems;
 mod timing;
 mod truth;
+mod upkeep;
 mod world;

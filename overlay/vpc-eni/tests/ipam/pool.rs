@@ -1,11 +1,9 @@
 //! How a pool grows and shrinks, and how little EC2 is asked for.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use fake_vpc::cloud::Cloud;
 use fake_vpc::weather::{Fault, Stale};
-use tokio::time::Instant;
 use vpc_eni::ec2::{Action, Tags};
 use vpc_eni::home::{EniConfig, Facts};
 
@@ -143,113 +141,6 @@ async fn pods_that_come_together_are_served_together() {
             (Action::ModifyNetworkInterfaceAttribute, 1),
         ],
     );
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_node_at_rest_asks_four_times_an_hour_and_changes_nothing() {
-    let mut world = World::build("m5.large", "");
-    world.start();
-    world.book.add_pods(5);
-    world.settle().await;
-    let (asked, changed) = (world.cloud.calls().len(), world.changes());
-    tokio::time::sleep(6 * 60 * MINUTE).await;
-    assert_eq!(world.changes(), changed);
-    let more = world.cloud.calls().len() - asked;
-    assert!((18..=24).contains(&more), "{more} calls in six hours");
-}
-
-/// Many nodes are made at once: EC2's limits are an account's.
-#[tokio::test(start_paused = true)]
-async fn nodes_that_start_together_ask_at_other_times() {
-    let mut world = World::build("m5.large", "");
-    let mut others = Vec::new();
-    for _ in 0..4 {
-        let group = world.cloud.default_group(&world.vpc).expect("a VPC has one");
-        others.push(
-            world
-                .cloud
-                .make_instance("m5.large", &world.subnet, &[group])
-                .expect("room"),
-        );
-    }
-    let mut asked = Vec::new();
-    for instance in std::iter::once(world.instance.clone()).chain(others) {
-        world.work_for(&instance);
-        world.cloud.take_calls();
-        let began = Instant::now();
-        world.start();
-        // Not before it is at rest.
-        tokio::time::sleep(6 * 60 * MINUTE).await;
-        let calls = world
-            .cloud
-            .take_calls()
-            .into_iter()
-            .map(|call| (call.at - began).as_secs());
-        let at_rest: Vec<u64> = calls.filter(|second| *second >= 2 * 3600).collect();
-        assert_eq!(at_rest.len(), 4 * 4, "{instance}");
-        asked.push(at_rest);
-        world.kill().await;
-    }
-    let seconds: BTreeSet<u64> = asked.iter().flatten().copied().collect();
-    // Of its four calls an hour a node makes two together, as an hour is three times twenty minutes.
-    assert_eq!(seconds.len(), 5 * 4 * 3, "{asked:?}");
-}
-
-/// A block that is added to a VPC is where pods go with their own address.
-#[tokio::test(start_paused = true)]
-async fn networks_that_come_to_the_vpc_are_known_within_minutes_and_ec2_is_not_asked() {
-    let mut world = World::build("m5.large", "");
-    world.start();
-    world.settle().await;
-    let own = "10.0.0.0/16".parse().expect("a network");
-    let more = "100.64.0.0/16".parse().expect("a network");
-    assert_eq!(world.status().vpc_networks, [own]);
-    world.until_a_sweep().await;
-    // A look may be due at the same second.
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    let calls = world.cloud.calls().len();
-    world.cloud.set_weather(|weather| weather.metadata.is_down = true);
-    world
-        .cloud
-        .associate_network(&world.vpc, "100.64.0.0/16".parse().expect("a network"))
-        .expect("a VPC");
-    world
-        .until("it is told", 6 * MINUTE, |world| {
-            world.problem("networks").is_some()
-        })
-        .await;
-    assert_eq!(world.status().vpc_networks, [own]);
-    world
-        .cloud
-        .set_weather(|weather| weather.metadata.is_down = false);
-    world
-        .until("they are known", MINUTE, |world| {
-            world.status().vpc_networks == [own, more]
-        })
-        .await;
-    assert_eq!(world.problem("networks"), None);
-    assert_eq!(world.cloud.calls()[calls..], []);
-}
-
-/// Another interface may be of a block that came with it.
-#[tokio::test(start_paused = true)]
-async fn networks_are_asked_for_when_an_interface_comes() {
-    let mut world = World::build("m5.large", "");
-    world.start();
-    world.settle().await;
-    world
-        .cloud
-        .associate_network(&world.vpc, "100.64.0.0/16".parse().expect("a network"))
-        .expect("a VPC");
-    world.book.add_pods(9);
-    world
-        .until("it serves", MINUTE, |world| world.held() == [9, 9])
-        .await;
-    world
-        .until("they are known", Duration::from_secs(1), |world| {
-            world.status().vpc_networks.len() == 2
-        })
-        .await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -440,56 +331,6 @@ async fn custom_networking_leaves_the_primary_interface_to_the_node() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn interfaces_carry_the_tags_that_tools_know() {
-    let mut world = World::build(
-        "m5.large",
-        r#"CLUSTER_NAME=prod ADDITIONAL_ENI_TAGS={"team":"net"}"#,
-    );
-    world.start();
-    world.book.add_pods(1);
-    world.settle().await;
-    let eni = world.cloud.interface(&world.eni(1)).expect("there").eni;
-    let mut tags = eni.tags;
-    let created = tags.remove("node.k8s.amazonaws.com/createdAt").expect("a time");
-    assert!(created.parse::<jiff::Timestamp>().is_ok(), "{created}");
-    let expected = [
-        ("cluster.k8s.amazonaws.com/name", "prod"),
-        ("node.k8s.amazonaws.com/instance_id", world.instance.0.as_str()),
-        ("team", "net"),
-    ];
-    assert_eq!(
-        tags,
-        expected
-            .map(|(key, value)| (key.to_owned(), value.to_owned()))
-            .into()
-    );
-    assert_eq!(eni.description, format!("aws-K8S-{}", world.instance));
-    assert!(eni.attachment.expect("attached").delete_on_termination);
-}
-
-#[tokio::test(start_paused = true)]
-async fn the_groups_of_the_primary_interface_are_those_of_all() {
-    let mut world = World::build("m5.large", "");
-    world.start();
-    world.book.add_pods(1);
-    world.settle().await;
-    let group = world
-        .cloud
-        .make_security_group(&world.vpc, Tags::new())
-        .expect("a group");
-    let primary = world.eni(0);
-    world.set_groups(&primary, std::slice::from_ref(&group));
-    let second = world.eni(1);
-    let has = |world: &World| {
-        world
-            .cloud
-            .interface(&second)
-            .is_some_and(|found| found.eni.groups == [group.clone()])
-    };
-    world.until("they are taken over", 61 * MINUTE, has).await;
-}
-
-#[tokio::test(start_paused = true)]
 async fn interfaces_that_are_somebody_elses_are_left_alone() {
     let mut world = World::build("m5.large", "");
     let no_manage = Tags::from([("node.k8s.amazonaws.com/no_manage".to_owned(), "true".to_owned())]);
@@ -551,78 +392,6 @@ async fn an_instance_type_that_nobody_knows_is_told() {
     world
         .until("it is over", MINUTE, |world| world.held() == [9])
         .await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_node_of_ipv6_has_one_prefix_and_needs_no_more() {
-    let mut world = World::build_v6("m5.large");
-    world.start();
-    world.book.add_pods(200);
-    world.settle().await;
-    assert_eq!((world.held(), world.book.pods().len()), (vec![1], 200));
-    assert_changes(&world, &[(Action::AssignIpv6Addresses, 1)]);
-}
-
-/// Until the node's ENIConfig is read, nobody knows which groups its interfaces shall have.
-#[tokio::test(start_paused = true)]
-async fn without_an_eniconfig_the_groups_of_its_interfaces_stay() {
-    let mut world = World::build("m5.large", "AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG=true");
-    let group = world
-        .cloud
-        .make_security_group(&world.vpc, Tags::new())
-        .expect("a group");
-    let named = Facts {
-        eni_config: Some(EniConfig {
-            name: "a".to_owned(),
-            subnet: world.subnet.clone(),
-            groups: vec![group.clone()],
-        }),
-        ..Facts::default()
-    };
-    world.facts.send_replace(named);
-    world.start();
-    world.book.add_pods(1);
-    world.settle().await;
-    world.kill().await;
-    world.facts.send_replace(Facts::default());
-    world.start();
-    tokio::time::sleep(5 * MINUTE).await;
-    let eni = world.cloud.interface(&world.eni(1)).expect("there").eni;
-    assert_eq!(eni.groups, [group]);
-}
-
-#[tokio::test(start_paused = true)]
-async fn groups_are_a_set_and_are_taken_over_whatever_is_refused_first() {
-    let mut world = World::build("m5.large", "");
-    world.start();
-    world.book.add_pods(1);
-    world.settle().await;
-    let group = || {
-        world
-            .cloud
-            .make_security_group(&world.vpc, Tags::new())
-            .expect("a group")
-    };
-    let (one, other) = (group(), group());
-    world.set_groups(&world.eni(0), &[one.clone(), other.clone()]);
-    world.set_groups(&world.eni(1), &[other.clone(), one.clone()]);
-    let before = world.cloud.count(Action::ModifyNetworkInterfaceAttribute);
-    tokio::time::sleep(61 * MINUTE).await;
-    assert_eq!(world.cloud.count(Action::ModifyNetworkInterfaceAttribute), before);
-
-    for nth in 1..=3 {
-        world.cloud.fail(
-            Action::ModifyNetworkInterfaceAttribute,
-            nth,
-            Fault::refused("RequestLimitExceeded"),
-        );
-    }
-    world.set_groups(&world.eni(0), std::slice::from_ref(&one));
-    tokio::time::sleep(62 * MINUTE).await;
-    let eni = world.cloud.interface(&world.eni(1)).expect("there").eni;
-    assert_eq!(eni.groups, [one]);
-    let calls = world.cloud.count(Action::ModifyNetworkInterfaceAttribute) - before;
-    assert_eq!((calls, world.status().problems.is_empty()), (4, true));
 }
 
 /// Somebody makes the subnet of an ENIConfig when the manager runs already.

@@ -1,7 +1,9 @@
 //! When something is done of which nobody tells that it is time.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
+use tokio::time::Instant;
 use vpc_eni::ec2::Action;
 
 use crate::world::World;
@@ -107,4 +109,111 @@ async fn while_something_is_doubted_nothing_is_given_back() {
     world.settle().await;
     assert_eq!(world.held(), [5]);
     world.assert_nothing_is_lost();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_at_rest_asks_four_times_an_hour_and_changes_nothing() {
+    let mut world = World::build("m5.large", "");
+    world.start();
+    world.book.add_pods(5);
+    world.settle().await;
+    let (asked, changed) = (world.cloud.calls().len(), world.changes());
+    tokio::time::sleep(6 * 60 * MINUTE).await;
+    assert_eq!(world.changes(), changed);
+    let more = world.cloud.calls().len() - asked;
+    assert!((18..=24).contains(&more), "{more} calls in six hours");
+}
+
+/// Many nodes are made at once: EC2's limits are an account's.
+#[tokio::test(start_paused = true)]
+async fn nodes_that_start_together_ask_at_other_times() {
+    let mut world = World::build("m5.large", "");
+    let mut others = Vec::new();
+    for _ in 0..4 {
+        let group = world.cloud.default_group(&world.vpc).expect("a VPC has one");
+        others.push(
+            world
+                .cloud
+                .make_instance("m5.large", &world.subnet, &[group])
+                .expect("room"),
+        );
+    }
+    let mut asked = Vec::new();
+    for instance in std::iter::once(world.instance.clone()).chain(others) {
+        world.work_for(&instance);
+        world.cloud.take_calls();
+        let began = Instant::now();
+        world.start();
+        // Not before it is at rest.
+        tokio::time::sleep(6 * 60 * MINUTE).await;
+        let calls = world
+            .cloud
+            .take_calls()
+            .into_iter()
+            .map(|call| (call.at - began).as_secs());
+        let at_rest: Vec<u64> = calls.filter(|second| *second >= 2 * 3600).collect();
+        assert_eq!(at_rest.len(), 4 * 4, "{instance}");
+        asked.push(at_rest);
+        world.kill().await;
+    }
+    let seconds: BTreeSet<u64> = asked.iter().flatten().copied().collect();
+    // Of its four calls an hour a node makes two together, as an hour is three times twenty minutes.
+    assert_eq!(seconds.len(), 5 * 4 * 3, "{asked:?}");
+}
+
+/// A block that is added to a VPC is where pods go with their own address.
+#[tokio::test(start_paused = true)]
+async fn networks_that_come_to_the_vpc_are_known_within_minutes_and_ec2_is_not_asked() {
+    let mut world = World::build("m5.large", "");
+    world.start();
+    world.settle().await;
+    let own = "10.0.0.0/16".parse().expect("a network");
+    let more = "100.64.0.0/16".parse().expect("a network");
+    assert_eq!(world.status().vpc_networks, [own]);
+    world.until_a_sweep().await;
+    // A look may be due at the same second.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let calls = world.cloud.calls().len();
+    world.cloud.set_weather(|weather| weather.metadata.is_down = true);
+    world
+        .cloud
+        .associate_network(&world.vpc, "100.64.0.0/16".parse().expect("a network"))
+        .expect("a VPC");
+    world
+        .until("it is told", 6 * MINUTE, |world| {
+            world.problem("networks").is_some()
+        })
+        .await;
+    assert_eq!(world.status().vpc_networks, [own]);
+    world
+        .cloud
+        .set_weather(|weather| weather.metadata.is_down = false);
+    world
+        .until("they are known", MINUTE, |world| {
+            world.status().vpc_networks == [own, more]
+        })
+        .await;
+    assert_eq!(world.problem("networks"), None);
+    assert_eq!(world.cloud.calls()[calls..], []);
+}
+
+/// Another interface may be of a block that came with it.
+#[tokio::test(start_paused = true)]
+async fn networks_are_asked_for_when_an_interface_comes() {
+    let mut world = World::build("m5.large", "");
+    world.start();
+    world.settle().await;
+    world
+        .cloud
+        .associate_network(&world.vpc, "100.64.0.0/16".parse().expect("a network"))
+        .expect("a VPC");
+    world.book.add_pods(9);
+    world
+        .until("it serves", MINUTE, |world| world.held() == [9, 9])
+        .await;
+    world
+        .until("they are known", Duration::from_secs(1), |world| {
+            world.status().vpc_networks.len() == 2
+        })
+        .await;
 }

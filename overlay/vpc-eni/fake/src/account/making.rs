@@ -4,12 +4,11 @@ use std::net::Ipv4Addr;
 
 use ipnetwork::{Ipv4Network, Ipv6Network};
 use vpc_eni::ec2::{
-    Addresses, Amount, EniId, InstanceId, Limits, NewEni, SecurityGroup, SecurityGroupId, Subnet, SubnetId,
-    Tags, VpcId,
+    Addresses, Amount, EniId, InstanceId, Limits, NewEni, SecurityGroupId, Subnet, SubnetId, Tags, VpcId,
 };
 
 use super::{Account, Land, Pace, Vpc};
-use crate::request::{Machine, Refusal};
+use crate::request::{Machine, Refusal, SecurityGroup};
 
 impl Account {
     pub(crate) fn make_vpc(&mut self, networks: &[Ipv4Network]) -> Result<VpcId, Refusal> {

@@ -3,12 +3,10 @@
 use std::collections::BTreeSet;
 
 use tokio::time::Instant;
-use vpc_eni::ec2::{
-    Attached, EniId, InstanceId, Limits, SecurityGroup, SecurityGroupId, Subnet, SubnetId, Tags, VpcId,
-};
+use vpc_eni::ec2::{Attached, EniId, InstanceId, Limits, SecurityGroupId, Subnet, SubnetId, Tags, VpcId};
 
 use super::{Account, Pace};
-use crate::request::{Filter, Interface, Machine, Page, Refusal, Reply, Search};
+use crate::request::{Filter, Interface, Machine, Page, Refusal, Reply, Search, SecurityGroup};
 
 /// How many results a page may have (EC2's reference: 5 to 1000).
 const PAGE: std::ops::RangeInclusive<u32> = 5..=1_000;

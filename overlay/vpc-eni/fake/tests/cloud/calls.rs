@@ -1,11 +1,10 @@
 //! What the calls do, and what they answer.
 
-use fake_vpc::request::{Attribute, Filter, Reply, Request, Search};
+use fake_vpc::request::{Attribute, Filter, Reply, Request, Search, SecurityGroup};
 use fake_vpc::{Cloud, cloud};
 use http::StatusCode;
 use vpc_eni::ec2::{
-    Action, Addresses, Amount, Attached, Ec2, Eni, EniId, Instance, Limits, SecurityGroup, Subnet, Tags,
-    VpcId, Which,
+    Action, Addresses, Amount, Attached, Ec2, Eni, EniId, Instance, Limits, Subnet, Tags, VpcId, Which,
 };
 
 use crate::support::{Http, SIGNED, World, parse, tags, v4};
@@ -338,7 +337,19 @@ async fn subnets_and_groups_are_those_of_the_vpc_and_the_zone() {
         group(&world.cloud.default_group(&world.vpc).unwrap(), Tags::new()),
         group(&world.group, tags([("Name", "nodes")])),
     ];
-    assert_eq!(world.ec2.security_groups(&world.vpc).await, Ok(expected));
+    let search = Search {
+        filters: vec![Filter {
+            name: "vpc-id".to_owned(),
+            values: vec![world.vpc.0.clone()],
+        }],
+        ..Search::default()
+    };
+    let found = match world.cloud.call(Request::DescribeSecurityGroups(search)).await {
+        Ok(Reply::SecurityGroups(page)) => page.items,
+        other => panic!("{other:?}"),
+    };
+    let found: Vec<SecurityGroup> = found.into_iter().map(|(group, _)| group).collect();
+    assert_eq!(found, expected);
 }
 
 #[tokio::test]
@@ -770,4 +781,35 @@ async fn an_instance_has_the_primary_address_that_was_asked_for_if_nobody_has_it
     }
     let primaries: Vec<_> = world.enis().iter().map(|eni| eni.primary.to_string()).collect();
     assert_eq!(primaries, ["10.0.1.4", "10.0.1.5", "10.0.1.10", "10.0.1.254"]);
+}
+
+#[tokio::test]
+async fn each_network_card_has_device_indexes_of_its_own() {
+    let world = World::new();
+    world.cloud.set_network_cards("m5.large", 2);
+    let attach = |card_index, device_index| {
+        let request = Request::AttachNetworkInterface {
+            eni: world.make(world.new_eni(Amount::Addresses(0))).id,
+            instance: world.instance.clone(),
+            device_index,
+            card_index,
+        };
+        let attached = world.cloud.meddle(&request);
+        attached.map(drop).map_err(|refusal| refusal.code)
+    };
+    let refused = |code: &str| Err(code.to_owned());
+    for (card, device, expected) in [
+        (0, 1, Ok(())),
+        (1, 1, Ok(())),
+        (1, 1, refused("InvalidParameterValue")),
+        (1, 0, Ok(())),
+        (1, 2, Ok(())),
+        (1, 3, refused("AttachmentLimitExceeded")),
+        (2, 1, refused("InvalidParameterValue")),
+        (0, 2, Ok(())),
+    ] {
+        assert_eq!(attach(card, device), expected, "{card} {device}");
+    }
+    let instance = world.ec2.instance(&world.instance).await.unwrap();
+    assert_eq!(instance.device_indexes, [0, 1, 2]);
 }

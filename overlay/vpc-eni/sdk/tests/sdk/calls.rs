@@ -7,7 +7,7 @@ use futures::future::BoxFuture;
 use ipnetwork::IpNetwork;
 use vpc_eni::ec2::{
     Action, Addresses, Amount, Attached, CallError, Called, Ec2, Eni, EniId, Instance, InstanceId, Limits,
-    NewEni, SecurityGroup, SecurityGroupId, Subnet, Tags, VpcId, Which, Why,
+    NewEni, SecurityGroupId, Subnet, Tags, VpcId, Which, Why,
 };
 use vpc_eni_sdk::Client;
 
@@ -232,28 +232,6 @@ async fn subnets_are_those_of_a_zone_that_have_ipv4_addresses() {
            Filter.2.Name=availability-zone\nFilter.2.Value.1=eu-central-1a\nMaxResults=1000\n",
         ],
         Ok(vec![subnet]),
-    )
-    .await;
-}
-
-#[tokio::test]
-async fn security_groups_are_those_of_a_vpc_with_their_tags() {
-    let reply = Reply::xml(
-        "DescribeSecurityGroups",
-        "<securityGroupInfo><item><ownerId>1</ownerId><groupId>sg-1</groupId><groupName>default</groupName>\
-         <groupDescription>d</groupDescription><vpcId>vpc-1</vpcId><ipPermissions/><ipPermissionsEgress/>\
-         <tagSet><item><key>a</key><value>b</value></item></tagSet></item>\
-         <item><groupId>sg-2</groupId></item></securityGroupInfo>",
-    );
-    let group = |id: &str, tags| SecurityGroup { id: id.into(), tags };
-    check(
-        vec![reply],
-        async |client: Client| client.security_groups(&VpcId::from("vpc-1")).await,
-        &["Action=DescribeSecurityGroups\nMaxResults=1000\nFilter.1.Name=vpc-id\nFilter.1.Value.1=vpc-1\n"],
-        Ok(vec![
-            group("sg-1", tags(&[("a", "b")])),
-            group("sg-2", Tags::new()),
-        ]),
     )
     .await;
 }
