@@ -2,6 +2,11 @@
 //! when an interface is attached, a router that drops what an interface does not own, pods that the CNI plugin wires. Needs
 //! root.
 
+#[path = "vpc_eni/doctor.rs"]
+mod doctor;
+#[path = "vpc_eni/missing.rs"]
+mod missing;
+
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::PathBuf;
@@ -19,7 +24,7 @@ use tests::process::{self, Output, Process};
 use tests::topology::Host;
 use tests::{http, privileged, probe, wait};
 use tokio::runtime::Runtime;
-use vpc_eni::ec2::{Action, InstanceId, Tags, VpcId};
+use vpc_eni::ec2::{InstanceId, SubnetId, Tags, VpcId};
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -35,9 +40,10 @@ struct World {
     fabric: Fabric,
     cloud: Cloud,
     vpc: VpcId,
+    subnet: SubnetId,
     _server: Server,
     _router: Host,
-    _runtime: Runtime,
+    runtime: Runtime,
 }
 
 struct Node {
@@ -48,7 +54,7 @@ struct Node {
     endpoints: [String; 2],
     instance: InstanceId,
     directory: Directory,
-    _api: FakeApi,
+    api: FakeApi,
     _ec2: Server,
     host: Host,
 }
@@ -105,9 +111,10 @@ impl World {
             fabric,
             cloud,
             vpc,
+            subnet,
             _server: server,
             _router: router,
-            _runtime: runtime,
+            runtime,
         })
     }
 
@@ -169,13 +176,14 @@ impl Node {
             endpoints,
             instance,
             directory,
-            _api: api,
+            api,
             host,
             _ec2: ec2,
         })
     }
 
-    fn start_agent(&mut self, credentials: &[(&str, &str)]) -> Result<()> {
+    /// `variables` come before the fake VPC's own.
+    fn start_agent(&mut self, variables: &[(&str, &str)]) -> Result<()> {
         let place = self.host.place();
         let [ec2, metadata] = &self.endpoints;
         let mut command = process::command(&place, program("causeway"));
@@ -186,7 +194,7 @@ impl Node {
             .env_remove("NODE_NAME")
             .env("AWS_EC2_ENDPOINT", ec2)
             .env("AWS_EC2_METADATA_SERVICE_ENDPOINT", metadata)
-            .envs(credentials.iter().copied());
+            .envs(variables.iter().copied());
         self.agent = Some(Process::spawn(&place, &mut command)?);
         Ok(())
     }
@@ -252,14 +260,33 @@ impl Node {
         Some(line.rsplit(' ').next()?.to_owned())
     }
 
-    /// What does not work, by the health check.
-    fn says(&self, what: &str, words: [&str; 2]) {
-        wait::until_value(
-            what,
-            3 * SOON,
-            || self.get(10_256, "/healthz").unwrap_or_default(),
-            |health| words.iter().all(|word| health.contains(word)),
-        );
+    /// What doctor finds, each as its kind, what it is about, what was seen and what helps.
+    fn doctor(&self) -> Result<Vec<[String; 4]>> {
+        let place = self.host.place();
+        let mut command = process::command(&place, program("causeway"));
+        command
+            .args(["doctor", "-o", "json", "--config"])
+            .arg(&self.config)
+            .env_remove("NODE_NAME");
+        let said = process::run_in(&place, &mut command, b"")?;
+        let report: Value = serde_json::from_str(&said.stdout).with_context(|| format!("{said:?}"))?;
+        let findings = report["findings"].as_array().context("findings")?;
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let told = findings
+            .iter()
+            .map(|finding| ["id", "object", "evidence", "repair"].map(|key| text(&finding[key])));
+        Ok(told.collect())
+    }
+
+    /// The error of STATUS; none where pods can come.
+    fn refusal(&self) -> Result<Option<(u64, String)>> {
+        let said = self.cni("STATUS", "", "")?;
+        if said.status.success() {
+            return Ok(None);
+        }
+        let error: Value = serde_json::from_str(&said.stdout).with_context(|| format!("{said:?}"))?;
+        let code = error["code"].as_u64().context("a code")?;
+        Ok(Some((code, format!("{} {}", error["msg"], error["details"]))))
     }
 }
 
@@ -433,56 +460,5 @@ fn a_pod_waits_for_an_address_that_ec2_is_slow_to_give() -> Result<()> {
     world.cloud.set_weather(|weather| weather.throttled_per_cent = 60);
     let address = world.nodes[0].add("pod-second")?;
     assert!(world.cloud.owner(&world.vpc, address).is_some());
-    Ok(())
-}
-
-#[test]
-fn what_is_missing_is_named_and_pods_that_run_keep_running() -> Result<()> {
-    if !privileged("what is missing at AWS is named, and pods that run keep running") {
-        return Ok(());
-    }
-    let mut world = World::build(
-        "vpc-denied",
-        2,
-        &json!({"WARM_IP_TARGET": "1", "MINIMUM_IP_TARGET": "1"}),
-    )?;
-    for node in &mut world.nodes {
-        node.start_agent(&KEYS)?;
-        node.await_status();
-        let id = format!("pod-{}", node.instance);
-        node.add(&id)?;
-    }
-    let reaches = |world: &World| {
-        let [a, b] = [0, 1].map(|number| &world.nodes[number].pods[0]);
-        let to = SocketAddr::from((b.address, PORT));
-        wait::until("the pods reach each other", SOON, || {
-            a.host
-                .run(|| TcpStream::connect_timeout(&to, Duration::from_secs(1)))
-                .map_err(|error| format!("{error:#}"))?
-                .map_err(|error| error.to_string())
-        });
-    };
-    reaches(&world);
-    // A permission that is missing.
-    world.cloud.set_weather(|weather| {
-        weather.denied.insert(Action::AssignPrivateIpAddresses);
-    });
-    // The one that was ready.
-    world.nodes[0].add("pod-second")?;
-    world.nodes[0].says(
-        "the action is named",
-        ["UnauthorizedOperation", "allow ec2:AssignPrivateIpAddresses"],
-    );
-    world.cloud.set_weather(|weather| weather.denied.clear());
-
-    // No metadata service.
-    world.nodes[0].agent = None;
-    world.cloud.set_weather(|weather| weather.metadata.is_down = true);
-    world.nodes[0].start_agent(&KEYS)?;
-    world.nodes[0].says(
-        "the metadata service is asked for",
-        ["metadata service", "HttpEndpoint"],
-    );
-    reaches(&world);
     Ok(())
 }

@@ -33,7 +33,7 @@ use crate::tally::{Calls, Tallied};
 use crate::undertaking::{FileError, Undertaking, Undertakings};
 use crate::warm::{Stock, Target, Targets, Unit};
 use node::{Held, Node, SETTLES};
-use problem::{Problem, Problems, Subject, of_call};
+use problem::{Kind, Problem, Problems, Subject, of_call};
 
 /// How often the interfaces are looked at when nothing hints at a change.
 const LOOKS_EVERY: Duration = Duration::from_secs(60 * 60);
@@ -73,6 +73,13 @@ pub struct Status {
     pub vpc_networks: Vec<IpNetwork>,
     /// What does not work.
     pub problems: Problems,
+    /// Interfaces that nobody has any more and that are yet to be deleted: an earlier program, or another node's, left
+    /// them.
+    pub leaked: BTreeSet<EniId>,
+    /// How many pods wait for an address.
+    pub waiting: u32,
+    /// Addresses that came back too lately to be given again.
+    pub cooling: u32,
     /// How many interfaces are attached, and how many can be.
     pub attached: u32,
     /// See above.
@@ -83,6 +90,8 @@ pub struct Status {
     pub assigned: u32,
     /// Addresses that pods can have at the most, with all interfaces full.
     pub most_addresses: u32,
+    /// What the instance is.
+    pub instance_type: Option<String>,
     /// Calls to EC2 so far.
     pub calls: BTreeMap<Action, Calls>,
 }
@@ -113,6 +122,8 @@ pub struct Ipam<E, M, H> {
     subnets_asked: Option<Instant>,
     /// Interfaces as they were made, until they are attached.
     made: HashMap<EniId, Eni>,
+    /// Interfaces that the latest search for leaks found and that are not deleted yet.
+    leaked: BTreeSet<EniId>,
     /// Interfaces that EC2 takes no more addresses for, whatever a look says that may be older; until when.
     full: HashMap<EniId, Instant>,
     /// Interfaces fewer than the type allows: EC2 refused one; until when that is believed.
@@ -184,6 +195,7 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
             subnet_portions: HashMap::new(),
             subnets_asked: None,
             made: HashMap::new(),
+            leaked: BTreeSet::new(),
             full: HashMap::new(),
             interface_limit: None,
             look_due: now,
@@ -446,6 +458,7 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
         });
         for (eni, mac) in absent {
             let problem = Problem {
+                kind: Kind::Device,
                 what: format!("{eni} is attached, and no device of this node has its MAC address {mac}"),
                 advice: "the kernel takes some seconds; if it stays, look at its log (dmesg) and detach the interface \
                          by hand"
@@ -459,8 +472,13 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
     fn publish(&mut self) {
         if self.node.is_none() {
             let (problems, calls) = (self.problems.clone(), self.ec2.calls());
+            let instance_type = self
+                .instance
+                .as_ref()
+                .map(|instance| instance.instance_type.clone());
             self.status.send_modify(|status| {
                 status.problems = problems;
+                status.instance_type = instance_type;
                 status.calls = calls;
             });
             return;
@@ -477,6 +495,13 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
             interfaces: Some(serving),
             vpc_networks: self.vpc_networks.clone(),
             problems: self.problems.clone(),
+            leaked: self.leaked.clone(),
+            waiting: census.waiting,
+            cooling: census.blocks.values().map(|used| used.cooling).sum(),
+            instance_type: self
+                .instance
+                .as_ref()
+                .map(|instance| instance.instance_type.clone()),
             attached: self.held().count() as u32,
             most_interfaces: self.limits.map_or(0, |limits| self.most_interfaces(limits, now)),
             total: stock.total,
@@ -503,6 +528,7 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
         }
         let addresses: Vec<String> = stranded.iter().map(ToString::to_string).collect();
         let problem = Problem {
+            kind: Kind::Stranded,
             what: format!(
                 "pods have addresses that EC2 took from this node: {}",
                 addresses.join(", ")
@@ -535,6 +561,7 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
             Err(error) => error,
         };
         let problem = Problem {
+            kind: Kind::Record,
             what: model::with_causes(&error),
             advice: "make room on the disk of the state directory; nothing is asked of EC2 that could not be undone"
                 .to_owned(),
