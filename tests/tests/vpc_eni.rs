@@ -329,7 +329,24 @@ fn pods_have_addresses_of_the_vpc_and_interfaces_come_and_go_with_them() -> Resu
         || node.sample("awscni_total_ip_addresses"),
         is("6"),
     );
-    assert_eq!(node.sample("awscni_eni_allocated").as_deref(), Some("2"));
+    for (name, value) in [
+        ("awscni_eni_allocated", "2"),
+        ("awscni_add_ip_req_count", "5"),
+        ("awscni_no_available_ip_addresses", "0"),
+        ("awscni_total_ipv4_prefixes", "0"),
+    ] {
+        assert_eq!(node.sample(name).as_deref(), Some(value), "{name}");
+    }
+    let page = node.get(10_249, "/metrics")?;
+    let of_interfaces = page.lines().filter_map(|line| {
+        let (_, count) = line
+            .strip_prefix("awscni_assigned_ip_per_eni{")?
+            .split_once("} ")?;
+        count.parse::<u32>().ok()
+    });
+    let mut of_interfaces: Vec<u32> = of_interfaces.collect();
+    of_interfaces.sort_unstable();
+    assert_eq!(of_interfaces, [2, 3], "{page}");
     wait::until_value(
         "each pod has its rules",
         SOON,

@@ -360,7 +360,7 @@ mod tests {
         let (pods, plan) = ([pod()], Plan::default());
         let name = host_ifname(&pods[0]);
         let index = kernel.plug(&name, ETH1.0, 9001);
-        let mut said = |kernel: &mut FakeKernel| -> Vec<String> {
+        let said = |kernel: &mut FakeKernel| -> Vec<String> {
             let found = differences(kernel, &plan, &pods).expect("it is read");
             found.into_iter().map(|difference| difference.said).collect()
         };

@@ -429,3 +429,64 @@ fn explain_tells_by_which_interface_pods_leave_and_with_which_address() -> Resul
     );
     Ok(())
 }
+
+#[test]
+fn explain_tells_that_a_pod_answers_by_the_interface_that_its_node_port_was_asked_by() -> Result<()> {
+    if !privileged("explain tells by which interface the answers of node ports leave") {
+        return Ok(());
+    }
+    let mut world = World::build(
+        "vpc-ports",
+        1,
+        &json!({"WARM_IP_TARGET": "0", "MINIMUM_IP_TARGET": "1"}),
+    )?;
+    let primary = world.cloud.interfaces_of(&world.nodes[0].instance).into_iter();
+    let primary = primary.map(|interface| interface.eni.primary.to_string()).next();
+    let primary = primary.context("it has one")?;
+    let node = &mut world.nodes[0];
+    let mut config: Value = serde_json::from_slice(&std::fs::read(&node.config)?)?;
+    let pins = node.directory.path().join("bpf");
+    config["proxy"] = json!({"datapath": "nftables", "pinDir": pins, "podNetworks": ["172.30.8.0/24"]});
+    std::fs::write(&node.config, config.to_string())?;
+    node.start_agent(&KEYS)?;
+    node.await_status();
+    for pod in 0..4 {
+        node.add(&format!("pod-{pod}"))?;
+    }
+    let last = node.pods[3].address.to_string();
+    node.api.put(json!({
+        "apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-1"},
+        "status": {"addresses": [{"type": "InternalIP", "address": primary}]},
+    }));
+    node.api.put(json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": {"namespace": "default", "name": "web"},
+        "spec": {
+            "type": "NodePort", "clusterIPs": ["10.96.0.7"], "externalTrafficPolicy": "Local",
+            "ports": [{"port": 80, "nodePort": 30_080}],
+        },
+    }));
+    node.api.put(json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+        "metadata": {"namespace": "default", "name": "web-1", "labels": {"kubernetes.io/service-name": "web"}},
+        "ports": [{"port": PORT}], "endpoints": [{"addresses": [last], "nodeName": "node-1"}],
+    }));
+    let words = ["mark 0x80", "dev eth0", "rule 1024"];
+    let explanation = wait::until_value(
+        "the answer's way is told",
+        3 * SOON,
+        || {
+            node.explain(OUTSIDE, &format!("{primary}:30080"))
+                .unwrap_or_default()
+        },
+        |explanation| {
+            let told = told(explanation, "reverse");
+            explanation["conclusion"] == "works" && words.iter().all(|word| told.contains(word))
+        },
+    );
+    let there = told(&explanation, "forward");
+    ensure!(there.contains("behind eni"), "{there}");
+    // Who asks for the pod itself is answered by the pod's own interface.
+    let told = told(&node.explain(OUTSIDE, &last)?, "reverse");
+    ensure!(told.contains("dev eth1") && !told.contains("mark"), "{told}");
+    Ok(())
+}

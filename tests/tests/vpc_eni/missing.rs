@@ -198,6 +198,9 @@ impl Row {
         if is_heard_out {
             let error = error.to_string();
             assert!(self.words.iter().all(|word| error.contains(word)), "{error}");
+            let without = world.nodes[0].sample("awscni_no_available_ip_addresses");
+            let expected = if starts { "0" } else { "1" };
+            assert_eq!(without.as_deref(), Some(expected), "pods that waited in vain");
         }
         for address in occupied {
             world.cloud.vacate(&subnet, address)?;
