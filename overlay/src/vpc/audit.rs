@@ -312,6 +312,7 @@ mod tests {
         let mut kernel = FakeKernel::new();
         kernel.plug("eth0", ETH0.0, 9001);
         kernel.plug("eth1", ETH1.0, 1500);
+        kernel.links[1].up = false;
         let ways = Ways {
             interfaces: Some(Interfaces {
                 primary: interface(ETH0, 0, &[]),
@@ -334,6 +335,7 @@ mod tests {
             lines.collect()
         };
         let name = host_ifname(&pod);
+        let whose = Whose::Pod(pod.pod.clone(), "c1".to_owned());
         let expected = [
             "Rule Rule(\"1536: from 10.0.1.9/32 table 2\"): it is not there".to_owned(),
             "Rule Rule(\"32765: from 10.0.1.5/32 table 2\"): it is not there".to_owned(),
@@ -342,7 +344,7 @@ mod tests {
             "Table Table(2): 10.0.1.1/32 link 2 table 2 protocol 213 is not there".to_owned(),
             "Device Device(\"eth1\"): address 10.0.1.5 is not there".to_owned(),
             "Device Device(\"eth1\"): it is down, its MTU shall be 9001".to_owned(),
-            format!("PodDevice Pod(Some(default/web), \"c1\"): its device {name} is not there"),
+            format!("PodDevice {whose:?}: its device {name} is not there"),
         ];
         assert_eq!(said(std::slice::from_ref(&pod)), expected);
         assert_eq!(said(&[]), expected[..7]);
@@ -360,6 +362,7 @@ mod tests {
         let (pods, plan) = ([pod()], Plan::default());
         let name = host_ifname(&pods[0]);
         let index = kernel.plug(&name, ETH1.0, 9001);
+        kernel.links[0].up = false;
         let said = |kernel: &mut FakeKernel| -> Vec<String> {
             let found = differences(kernel, &plan, &pods).expect("it is read");
             found.into_iter().map(|difference| difference.said).collect()
