@@ -33,6 +33,8 @@ pub mod code {
     pub const TRY_AGAIN: u32 = 11;
     /// STATUS: an ADD would not be served now.
     pub const NOT_AVAILABLE: u32 = 50;
+    /// STATUS: likewise, and pods that run may be out of reach.
+    pub const LIMITED: u32 = 51;
     /// Ours: the kernel refused.
     pub const KERNEL: u32 = 100;
     /// Ours: CHECK found a difference.

@@ -6,25 +6,24 @@
 //!                                                       └─► Fabric: eth0, eth1… of each node, routes and checks here
 //! ```
 //! `up` makes the nodes' first devices before anything starts; a process of the cluster serves the rest, and is where
-//! interfaces come and go. What the VPC has is written down at each change: who follows that process finds it.
+//! interfaces come and go. What the VPC has is written down before a change is answered: who follows that
+//! process finds it.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 
 use anyhow::{Context, ensure};
 use fake_vpc::fabric::Place;
+use fake_vpc::request::Machine;
 use fake_vpc::{Cloud, Fabric, Server};
 use ipnetwork::IpNetwork;
 use model::with_causes;
 use netlink::{Address, Kernel as _, Namespace, Netlink, Scope};
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
-use vpc_eni::ec2::{InstanceId, SubnetId, Tags, VpcId};
+use vpc_eni::ec2::{InstanceId, Tags, VpcId};
 
 use crate::layout::StateDir;
-use crate::settings::{Settings, Vpc};
+use crate::settings::Settings;
 use crate::underlay::namespace_name;
 
 /// Where the VPC is.
@@ -70,7 +69,7 @@ pub fn create(settings: &Settings, state: &StateDir) -> anyhow::Result<()> {
             .collect();
         fabric.abandon();
         ensure!(problems.is_empty(), "{}", problems.join("; "));
-        instances.save(state)
+        Ok(())
     })
 }
 
@@ -88,19 +87,16 @@ pub async fn run(state: StateDir, settings: Settings, shutdown: CancellationToke
         server.serve_metadata_on(instance, listener)?;
     }
     loop {
-        if let Err(error) = instances.save(&state) {
-            warn!(
-                error = format!("{error:#}"),
-                "what the VPC has is not written down"
-            );
-        }
         tokio::select! {
-            () = changes.next() => {}
             () = shutdown.cancelled() => break,
+            () = changes.next() => {
+                // What was asked is told in the log of whoever asked; a ledger of all of it would grow for ever.
+                drop(instances.cloud.take_calls());
+            }
         }
     }
     fabric.abandon();
-    instances.save(&state)
+    Ok(())
 }
 
 /// Removes what a VPC's network is on this machine; none is no error.
@@ -122,29 +118,23 @@ impl Instances {
     /// Those that were written down, and new ones for the nodes that have none.
     fn open(settings: &Settings, state: &StateDir) -> anyhow::Result<Self> {
         let of_vpc = settings.vpc.as_ref().context("the cluster is not in a VPC")?;
-        let path = state.vpc();
-        let kept = match fs::read_to_string(&path) {
-            Ok(text) => Some(text),
-            Err(error) if error.kind() == ErrorKind::NotFound => None,
-            Err(error) => return Err(error).with_context(|| format!("reading {}", path.display())),
+        let cloud = Cloud::open(&state.vpc(), SEED)?;
+        let vpc = match cloud.vpcs().into_iter().next() {
+            Some(vpc) => vpc,
+            None => cloud.make_vpc(&[settings.underlay_network()])?,
         };
-        let cloud = match kept {
-            Some(text) => {
-                Cloud::restore(&text, SEED).with_context(|| format!("reading {}", path.display()))?
-            }
-            None => Cloud::new(SEED),
+        let subnet = match cloud.subnets(&vpc).into_iter().next() {
+            Some(subnet) => subnet.id,
+            None => cloud.make_subnet(&vpc, settings.underlay_network(), ZONE, Tags::new())?,
         };
-        let known = machines(&cloud);
-        let (vpc, subnet) = match known.values().next() {
-            Some((_, vpc, subnet)) => (vpc.clone(), subnet.clone()),
-            None => make_vpc(&cloud, settings)?,
-        };
+        let known = by_address(&cloud);
         let mut by_node = BTreeMap::new();
         for (index, name) in (0u8..).zip(settings.node_names()) {
             let address = settings.node_address(index);
             let instance = match known.get(&address) {
-                Some((instance, _, _)) => instance.clone(),
-                None => make_instance(&cloud, of_vpc, &subnet, address)
+                Some(instance) => instance.clone(),
+                None => cloud
+                    .make_instance_at(&of_vpc.instance_type, &subnet, &[], address)
                     .with_context(|| format!("making the instance of {name}"))?,
             };
             by_node.insert(name, instance);
@@ -164,42 +154,16 @@ impl Instances {
             internet: Vec::new(),
         })
     }
-
-    fn save(&self, state: &StateDir) -> anyhow::Result<()> {
-        let path = state.vpc();
-        let new = path.with_extension("new");
-        fs::write(&new, self.cloud.save())
-            .and_then(|()| fs::rename(&new, &path))
-            .with_context(|| format!("writing {}", path.display()))
-    }
 }
 
-/// Instances by their own address, with where they are.
-fn machines(cloud: &Cloud) -> BTreeMap<Ipv4Addr, (InstanceId, VpcId, SubnetId)> {
-    let interfaces = cloud.interfaces().into_iter();
-    let primary = interfaces.filter_map(|interface| {
-        let attached = interface
-            .eni
-            .attachment
-            .filter(|attached| attached.device_index == 0)?;
-        let place = (attached.instance, interface.vpc, interface.eni.subnet);
-        Some((interface.eni.primary, place))
-    });
-    primary.collect()
-}
-
-fn make_vpc(cloud: &Cloud, settings: &Settings) -> anyhow::Result<(VpcId, SubnetId)> {
-    let network = settings.underlay_network();
-    let vpc = cloud.make_vpc(&[network])?;
-    let subnet = cloud.make_subnet(&vpc, network, ZONE, Tags::new())?;
-    Ok((vpc, subnet))
-}
-
-fn make_instance(
-    cloud: &Cloud,
-    vpc: &Vpc,
-    subnet: &SubnetId,
-    address: Ipv4Addr,
-) -> anyhow::Result<InstanceId> {
-    Ok(cloud.make_instance_at(&vpc.instance_type, subnet, &[], address)?)
+/// Instances by their own address.
+fn by_address(cloud: &Cloud) -> BTreeMap<Ipv4Addr, InstanceId> {
+    let of_machine = |machine: Machine| {
+        let first = machine.interfaces.iter().find(|interface| {
+            let attached = interface.eni.attachment.as_ref();
+            attached.is_some_and(|attached| attached.device_index == 0)
+        })?;
+        Some((first.eni.primary, machine.id.clone()))
+    };
+    cloud.instances().into_iter().filter_map(of_machine).collect()
 }

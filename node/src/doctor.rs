@@ -9,6 +9,7 @@ pub mod pods;
 pub mod services;
 pub mod settings;
 pub mod surroundings;
+pub mod vpc;
 pub mod ways;
 
 use std::fmt::Write as _;

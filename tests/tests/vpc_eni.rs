@@ -2,8 +2,12 @@
 //! when an interface is attached, a router that drops what an interface does not own, pods that the CNI plugin wires. Needs
 //! root.
 
+#[path = "vpc_eni/doctor.rs"]
+mod doctor;
 #[path = "vpc_eni/faults.rs"]
 mod faults;
+#[path = "vpc_eni/missing.rs"]
+mod missing;
 #[path = "vpc_eni/world.rs"]
 mod world;
 
@@ -15,7 +19,6 @@ use anyhow::{Context, Result};
 use fake_vpc::fabric::Drops;
 use serde_json::{Value, json};
 use tests::{privileged, wait};
-use vpc_eni::ec2::Action;
 
 use world::{KEYS, PORT, SOON, World};
 
@@ -52,7 +55,24 @@ fn pods_have_addresses_of_the_vpc_and_interfaces_come_and_go_with_them() -> Resu
         || node.sample("awscni_total_ip_addresses"),
         is("6"),
     );
-    assert_eq!(node.sample("awscni_eni_allocated").as_deref(), Some("2"));
+    for (name, value) in [
+        ("awscni_eni_allocated", "2"),
+        ("awscni_add_ip_req_count", "5"),
+        ("awscni_no_available_ip_addresses", "0"),
+        ("awscni_total_ipv4_prefixes", "0"),
+    ] {
+        assert_eq!(node.sample(name).as_deref(), Some(value), "{name}");
+    }
+    let page = node.get(10_249, "/metrics")?;
+    let of_interfaces = page.lines().filter_map(|line| {
+        let (_, count) = line
+            .strip_prefix("awscni_assigned_ip_per_eni{")?
+            .split_once("} ")?;
+        count.parse::<u32>().ok()
+    });
+    let mut of_interfaces: Vec<u32> = of_interfaces.collect();
+    of_interfaces.sort_unstable();
+    assert_eq!(of_interfaces, [2, 3], "{page}");
     let rules = node.ip(&["rule"])?;
     assert_eq!(
         [rules.matches("512:").count(), rules.matches("1536:").count()],
@@ -174,56 +194,5 @@ fn a_pod_waits_for_an_address_that_ec2_is_slow_to_give() -> Result<()> {
     world.cloud.set_weather(|weather| weather.throttled_per_cent = 60);
     let address = world.nodes[0].add("pod-second")?;
     assert!(world.cloud.owner(&world.vpc, address).is_some());
-    Ok(())
-}
-
-#[test]
-fn what_is_missing_is_named_and_pods_that_run_keep_running() -> Result<()> {
-    if !privileged("what is missing at AWS is named, and pods that run keep running") {
-        return Ok(());
-    }
-    let mut world = World::build(
-        "vpc-denied",
-        2,
-        &json!({"WARM_IP_TARGET": "1", "MINIMUM_IP_TARGET": "1"}),
-    )?;
-    for node in &mut world.nodes {
-        node.start_agent(&KEYS)?;
-        node.await_status();
-        let id = format!("pod-{}", node.instance);
-        node.add(&id)?;
-    }
-    let reaches = |world: &World| {
-        let [a, b] = [0, 1].map(|number| &world.nodes[number].pods[0]);
-        let to = SocketAddr::from((b.address, PORT));
-        wait::until("the pods reach each other", SOON, || {
-            a.host
-                .run(|| TcpStream::connect_timeout(&to, Duration::from_secs(1)))
-                .map_err(|error| format!("{error:#}"))?
-                .map_err(|error| error.to_string())
-        });
-    };
-    reaches(&world);
-    // A permission that is missing.
-    world.cloud.set_weather(|weather| {
-        weather.denied.insert(Action::AssignPrivateIpAddresses);
-    });
-    // The one that was ready.
-    world.nodes[0].add("pod-second")?;
-    world.nodes[0].says(
-        "the action is named",
-        ["UnauthorizedOperation", "allow ec2:AssignPrivateIpAddresses"],
-    );
-    world.cloud.set_weather(|weather| weather.denied.clear());
-
-    // No metadata service.
-    world.nodes[0].agent = None;
-    world.cloud.set_weather(|weather| weather.metadata.is_down = true);
-    world.nodes[0].start_agent(&KEYS)?;
-    world.nodes[0].says(
-        "the metadata service is asked for",
-        ["metadata service", "HttpEndpoint"],
-    );
-    reaches(&world);
     Ok(())
 }

@@ -12,6 +12,8 @@ use jiff::Timestamp;
 use model::{ObjectName, with_causes};
 use netlink::Netlink;
 use overlay::audit::{mend_pod_devices, set_mtu_in_pod};
+use overlay::pods::Assigned;
+use overlay::vpc::audit::take_up_pod_devices;
 use proxy::plans_of;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep};
@@ -19,9 +21,10 @@ use tokio::time::{Instant, sleep};
 use super::api_source;
 use super::report::Sources;
 use super::sysctls::Sysctls;
+use super::vpc_eni::Heard;
 use crate::doctor::ways::Peer;
 use crate::doctor::{
-    api, certificates, dns, finding, flows, network, pods, services, settings, surroundings, ways,
+    api, certificates, dns, finding, flows, network, pods, services, settings, surroundings, vpc, ways,
 };
 use crate::explain::Facts;
 use crate::findings::{Finding, Order, Report};
@@ -82,6 +85,20 @@ fn unread(what: &str, error: &dyn std::error::Error) -> Vec<Finding> {
     vec![finding("kernel-unread", "this node".to_owned(), evidence, repair)]
 }
 
+/// What is wrong around pods with addresses of a VPC.
+fn look_at_vpc(heard: &Heard, pods: &[Assigned]) -> Vec<Finding> {
+    let (status, plan) = (heard.status.borrow().clone(), heard.plan.borrow().clone());
+    let mut findings: Vec<Finding> = vpc::waiting(&status).into_iter().collect();
+    findings.extend(vpc::leaked(&status));
+    if let Some(plan) = plan {
+        let differs = vpc::differences(&plan, pods);
+        findings.extend(differs.unwrap_or_else(|error| unread("the ways of the VPC", &error)));
+    }
+    let peer = vpc::peer();
+    findings.extend(peer.unwrap_or_else(|error| unread("rules of others", &error)));
+    findings
+}
+
 /// Whether the same is told of the same object; the evidence may have changed meanwhile.
 fn is_among(finding: &Finding, others: &[Finding]) -> bool {
     let is_same = |other: &Finding| (&other.id, &other.object) == (&finding.id, &finding.object);
@@ -134,7 +151,9 @@ impl Sources {
             let proven = Arc::clone(&self.proven_ways);
             blocking(move || ways::vanishing(&peers, &proven)).await
         };
-        let (mut findings, vanishing) = tokio::join!(api::look(&source, &self.node, &kinds, &snapshot), ways);
+        let vpc = self.vpc_eni.as_ref().map(|heard| heard.status.borrow().clone());
+        let api = api::look(&source, &self.node, &kinds, &snapshot, vpc.as_ref());
+        let (mut findings, vanishing) = tokio::join!(api, ways);
         findings.extend(vanishing?.unwrap_or_else(|error| unread("ways to other nodes", &error)));
         Ok(findings)
     }
@@ -186,6 +205,9 @@ impl Sources {
         let rules = settings::rules(&facts.pods);
         findings.extend(rules.unwrap_or_else(|error| unread("rules of policy routing", &error)));
         let pods = self.pods.as_ref().and_then(|pods| pods.opened());
+        if let (Some(heard), Some(pods)) = (&self.vpc_eni, pods) {
+            findings.extend(look_at_vpc(heard, &pods.list()));
+        }
         let (Some(plan), Some(pods)) = (&facts.network, pods) else {
             return findings;
         };
@@ -212,15 +234,24 @@ impl Sources {
         self.proxy_audits.notify_one();
         let pods = self.pods.as_ref().and_then(|pods| pods.opened()).cloned();
         let plan = self.network.borrow().clone();
-        let (Some(pods), Some(plan)) = (pods, plan) else {
+        let Some(pods) = pods else {
             return Ok(());
         };
+        let is_of_vpc = self.vpc_eni.is_some();
         let mended = blocking(move || {
             let list = pods.list();
-            let mut mended = mend_pod_devices(&mut Netlink::open()?, &plan, &list, set_mtu_in_pod);
-            if let Ok(devices) = &mut mended {
-                devices.extend(pods::mend(plan.pod_mtu, &list));
-            }
+            let mut kernel = Netlink::open()?;
+            let mended = match plan {
+                Some(plan) => {
+                    let mended = mend_pod_devices(&mut kernel, &plan, &list, set_mtu_in_pod);
+                    mended.map(|mut devices| {
+                        devices.extend(pods::mend(plan.pod_mtu, &list));
+                        devices
+                    })
+                }
+                None if is_of_vpc => take_up_pod_devices(&mut kernel, &list),
+                None => return Ok(Vec::new()),
+            };
             pods.look_again();
             mended
         });

@@ -7,6 +7,7 @@ use axum::response::IntoResponse;
 
 use super::report::Sources;
 use crate::config::Datapath;
+use crate::explain::vpc::VpcWays;
 use crate::explain::witness::Live;
 use crate::explain::{Answer, Facts, PodHere, Question, explain};
 use crate::watch::NetworkPolicies;
@@ -69,7 +70,17 @@ impl Sources {
     pub fn facts(&self) -> Facts {
         let assigned = self.pods.as_ref().and_then(|pods| pods.opened());
         let assigned = assigned.map(|pods| pods.list()).unwrap_or_default();
+        let vpc = self
+            .vpc_eni
+            .as_ref()
+            .and_then(|heard| heard.plan.borrow().clone());
+        let addresses = || {
+            assigned
+                .iter()
+                .flat_map(|pod| pod.addresses().values().copied().collect::<Vec<_>>())
+        };
         Facts {
+            vpc: vpc.map(|plan| VpcWays::of(&plan, addresses())),
             node: self.node.clone(),
             snapshot: self.snapshots.borrow().clone(),
             context: self

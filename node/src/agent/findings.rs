@@ -22,8 +22,10 @@ use super::progress::{OVERDUE, ProxyProgress};
 use super::report::Sources;
 use super::socket;
 use super::supervisor::{Health, Part};
+use super::vpc_eni;
 use crate::ask::{ALIVE, SOCKET};
 use crate::bundle;
+use crate::doctor::vpc;
 use crate::explain;
 use crate::findings::{self, Finding, Severity};
 use crate::names;
@@ -60,6 +62,7 @@ impl Sources {
     /// What is to be told at this moment, what is wrong first.
     pub(super) fn findings(&self) -> Vec<Finding> {
         let mut findings = self.failing_parts();
+        findings.extend(self.vpc_problems());
         findings.extend(self.failing_watches());
         findings.extend(self.watches.rejected().iter().map(rejected_object));
         findings.extend(self.proxy.iter().flat_map(|proxy| of_proxy(proxy)));
@@ -72,7 +75,11 @@ impl Sources {
     }
 
     fn failing_parts(&self) -> Vec<Finding> {
+        let heard = self.vpc_eni.as_ref();
+        // Each of its problems is a finding of its own.
+        let is_told = heard.is_some_and(|heard| !heard.status.borrow().problems.is_empty());
         let parts = self.parts.all().into_iter();
+        let parts = parts.filter(|(name, _)| !(is_told && *name == vpc_eni::PART));
         let failing = parts.filter_map(|(name, part)| match part.health {
             Health::Failing { since, error } => Some(Finding {
                 evidence: format!("for {} s: {error}", since.elapsed().as_secs()),
@@ -85,6 +92,11 @@ impl Sources {
             Health::Starting | Health::Working => None,
         });
         failing.collect()
+    }
+
+    fn vpc_problems(&self) -> Vec<Finding> {
+        let status = self.vpc_eni.as_ref().map(|heard| heard.status.borrow().clone());
+        status.map_or_else(Vec::new, |status| vpc::problems(&status))
     }
 
     fn failing_watches(&self) -> Vec<Finding> {

@@ -362,7 +362,7 @@ fn start_vpc_eni(
         pods: pods.clone(),
         told: told.clone(),
     };
-    supervisor.start("vpc-addresses", move |part, shutdown| {
+    supervisor.start(vpc_eni::PART, move |part, shutdown| {
         manager.clone().run(part, shutdown)
     });
     let (anti_spoofing, network_pods) = (section.anti_spoofing, pods.clone());
@@ -370,7 +370,7 @@ fn start_vpc_eni(
         vpc_eni::keep_ways(
             anti_spoofing,
             network_pods.clone(),
-            told.ways.subscribe(),
+            told.clone(),
             ready.clone(),
             part,
             shutdown,
@@ -381,7 +381,7 @@ fn start_vpc_eni(
         let (section, pods, status) = (section.clone(), told_pods.clone(), status.clone());
         async move {
             let status = status.context("invariant: it is there where the section is")?;
-            vpc_eni::serve_introspection(section, status, pods, part, shutdown).await
+            vpc_eni::serve_introspection(section, status.status, pods, part, shutdown).await
         }
     });
     start_cni(supervisor, config, pods, sources);

@@ -21,6 +21,7 @@ use tokio::sync::Notify;
 use tokio::sync::watch::Receiver;
 use tokio_util::sync::CancellationToken;
 
+use super::cni::Requests;
 use super::config_file::ConfigStatus;
 use super::dns_feed::Readers;
 use super::first_sync::FirstSync;
@@ -30,6 +31,7 @@ use super::progress::ProxyProgress;
 use super::proxy_metrics;
 use super::supervisor::{Health, Part, Parts};
 use super::sysctls::Sysctls;
+use super::vpc_eni::{self, Heard};
 use crate::backoff::Backoff;
 use crate::config::{Config, Datapath};
 use crate::doctor::ways;
@@ -74,8 +76,8 @@ pub struct Sources {
     pub network: Receiver<Option<Arc<Plan>>>,
     /// How packets between pods pass through this node.
     pub fast_path: Receiver<fast_path::State>,
-    /// How the addresses of a VPC stand; absent where pods have others.
-    pub vpc_eni: Option<Receiver<vpc_eni::ipam::Status>>,
+    /// How the addresses of a VPC stand, and their ways; absent where pods have others.
+    pub vpc_eni: Option<Heard>,
     /// Where the fast path's counters are pinned.
     pub pin_dir: PathBuf,
     /// Readers of the DNS feed.
@@ -83,7 +85,7 @@ pub struct Sources {
     /// Whether one of them answers at the cluster's DNS address; absent where the node has none.
     pub dns_answers: Option<Receiver<bool>>,
     /// Requests of the CNI plugin by command and result.
-    pub cni_requests: Arc<Counters>,
+    pub cni_requests: Arc<Requests>,
     /// Versions of IP in which a route led out of this node since the agent began.
     pub led_outside: Arc<ways::LedOut>,
     /// To whom large packets arrived lately.
@@ -429,70 +431,14 @@ impl Sources {
         );
     }
 
-    /// amazon-vpc-cni-k8s's names (utils/prometheusmetrics there), as far as they mean something here.
     fn vpc_metrics(&self, page: &mut Page) {
-        let Some(status) = &self.vpc_eni else {
+        let Some(heard) = &self.vpc_eni else {
             return;
         };
-        let status = status.borrow().clone();
-        let gauges = [
-            (
-                "awscni_eni_allocated",
-                "Network interfaces that are attached.",
-                status.attached,
-            ),
-            (
-                "awscni_eni_max",
-                "Network interfaces that can be attached.",
-                status.most_interfaces,
-            ),
-            (
-                "awscni_ip_max",
-                "Addresses that pods can have at the most.",
-                status.most_addresses,
-            ),
-            (
-                "awscni_total_ip_addresses",
-                "Addresses that pods can have now.",
-                status.total,
-            ),
-            (
-                "awscni_assigned_ip_addresses",
-                "Addresses that pods have.",
-                status.assigned,
-            ),
-        ];
-        for (name, help, value) in gauges {
-            page.gauges(name, help, [(String::new(), f64::from(value))]);
-        }
-        page.gauges(
-            "causeway_vpc_problems",
-            "What does not work with the addresses of the VPC, by its subject.",
-            status
-                .problems
-                .iter()
-                .map(|(subject, _)| (labels(&[("subject", subject)]), 1.0)),
-        );
-        let calls: Vec<_> = status
-            .calls
-            .iter()
-            .map(|(action, calls)| (action.to_string(), *calls))
-            .collect();
-        let of_action = |action: &str| labels(&[("fn", action)]);
-        page.counters(
-            "awscni_ec2api_req_count",
-            "Calls to EC2 by their action.",
-            calls
-                .iter()
-                .map(|(action, calls)| (of_action(action), calls.made)),
-        );
-        page.counters(
-            "awscni_ec2api_error_count",
-            "Calls to EC2 that failed, by their action.",
-            calls
-                .iter()
-                .map(|(action, calls)| (of_action(action), calls.failed)),
-        );
+        let status = heard.status.borrow().clone();
+        let pods = self.pods.as_ref().and_then(|pods| pods.opened());
+        let census = pods.and_then(|pods| pods.census());
+        vpc_eni::metrics::write(&status, census.as_ref(), &self.cni_requests, page);
     }
 
     fn part_metrics(&self, page: &mut Page) {
@@ -529,7 +475,7 @@ impl Sources {
         page.counted(
             "causeway_cni_requests_total",
             "Requests of the CNI plugin by command and result.",
-            &self.cni_requests,
+            self.cni_requests.answered(),
         );
         page.counted(
             "causeway_sysctl_repairs_total",

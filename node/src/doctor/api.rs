@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 
 use model::{Kind, NodeName, Snapshot, with_causes};
 use tokio::time::timeout;
+use vpc_eni::ipam::Status;
 
-use super::finding;
+use super::{finding, vpc};
 use crate::findings::Finding;
 use crate::watch::{ApiSource, KindStatus, Versions};
 
@@ -28,6 +29,7 @@ pub async fn look(
     node: &NodeName,
     kinds: &BTreeMap<Kind, KindStatus>,
     snapshot: &Snapshot,
+    vpc: Option<&Status>,
 ) -> Vec<Finding> {
     let asked = Instant::now();
     let versions = match timeout(PATIENCE, source.versions(node)).await {
@@ -42,7 +44,11 @@ pub async fn look(
             Some(silent(*kind, silent_for, versions.as_ref().map(|_| took)))
         })
         .collect();
-    findings.extend(versions.ok().and_then(|versions| skew(node, &versions)));
+    if let Ok(versions) = versions {
+        findings.extend(skew(node, &versions));
+        let most_pods = versions.most_pods.zip(vpc);
+        findings.extend(most_pods.and_then(|(most, status)| vpc::most_pods(node, most, status)));
+    }
     findings
 }
 
@@ -77,7 +83,7 @@ fn silent(kind: Kind, silent_for: Duration, answered: Result<Duration, &String>)
 
 /// What kubelet's and the server's versions must not be to each other.
 fn skew(node: &NodeName, versions: &Versions) -> Option<Finding> {
-    let Versions { server, kubelet } = versions;
+    let Versions { server, kubelet, .. } = versions;
     let kubelet = kubelet.as_ref()?;
     let (of_server, of_kubelet) = (minor(server)?, minor(kubelet)?);
     let what = if of_kubelet > of_server {
@@ -136,6 +142,7 @@ mod tests {
             let versions = Versions {
                 server: server.to_owned(),
                 kubelet: Some(kubelet.to_owned()),
+                most_pods: None,
             };
             skew(&"n".into(), &versions).map(|finding| finding.evidence)
         };

@@ -12,6 +12,7 @@ use proxy::verdict::Verdict;
 use super::kernel::{Routed, Sight};
 use super::look::Vantage;
 use super::objects::{self, Intent, Way, target_text};
+use super::vpc::Leaving;
 use super::{Entry, Stage, Step};
 
 /// What is programmed at a packet's destination, as far as it could be read.
@@ -211,6 +212,7 @@ fn route(wanted: &Way, routed: &Routed, from: &Vantage) -> Step {
         Way::Gateway { subnet, public_ip } => Some(format!(
             "{subnet} is node {public_ip}'s by its lease: via that node"
         )),
+        Way::Vpc(leaving) => Some(leaving.said.clone()),
         Way::Here => Some("an address of this node".to_owned()),
         Way::NoPod { subnet } => Some(format!("of this node's subnet {subnet}, and no pod has it")),
         Way::NoLease { network } => Some(format!("of the pod network {network}, and in no node's lease")),
@@ -298,6 +300,26 @@ fn route_problem(wanted: &Way, route: &Route, link: Option<&Link>) -> Option<Str
             "the route goes via {}, not via {public_ip}",
             gateway(route.gateway)
         )),
+        Way::Vpc(Leaving { by: Some(by), .. }) => {
+            let by_another = link.and_then(|link| link.mac).map(MacAddr) != Some(by.mac);
+            let table = by.table.filter(|table| *table != route.table);
+            match (by_another, table) {
+                (true, _) => Some(format!(
+                    "the route leads to {device}, which is not the interface {}: a VPC drops what comes from an address that \
+                     is not the interface's",
+                    by.mac
+                )),
+                (false, Some(table)) => {
+                    Some(format!("the route is of table {}, not of {table}", route.table))
+                }
+                (false, None) if by.gateway.is_some() && route.gateway != by.gateway => Some(format!(
+                    "the route goes via {}, not via {}",
+                    gateway(route.gateway),
+                    gateway(by.gateway)
+                )),
+                (false, None) => None,
+            }
+        }
         Way::Here if route.kind != RouteKind::Local => {
             Some(format!("the node routes its own address away, to {device}"))
         }
@@ -305,6 +327,7 @@ fn route_problem(wanted: &Way, route: &Route, link: Option<&Link>) -> Option<Str
             Some("the route drops it".to_owned())
         }
         Way::Gateway { .. }
+        | Way::Vpc(_)
         | Way::Here
         | Way::NoPod { .. }
         | Way::NoLease { .. }

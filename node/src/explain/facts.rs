@@ -11,6 +11,7 @@ use proxy::plan::NodeContext;
 use serde::{Deserialize, Serialize};
 
 use super::PodHere;
+use super::vpc::VpcWays;
 
 /// What an agent knows.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -29,6 +30,9 @@ pub struct Facts {
     pub former: BTreeMap<IpAddr, String>,
     /// What the kernel shall have for the pod network.
     pub network: Option<Arc<Plan>>,
+    /// How pods leave whose addresses are of an AWS VPC; none where they have others, or it is not known yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vpc: Option<VpcWays>,
     /// Where the socket hook is pinned; none where there shall be none.
     pub pin_dir: Option<PathBuf>,
     /// Why the packet rules are not read.

@@ -80,6 +80,10 @@ impl Vantage {
         self.in_network(&format!("bridge fdb show dev {}", quoted(device)))
     }
 
+    pub(super) fn table(&self, table: &str) -> String {
+        self.in_network(&format!("nft -a list table {table}"))
+    }
+
     pub(super) fn chain(&self, family: &str, table: &str, chain: &str) -> String {
         self.in_network(&format!(
             "nft -a list chain {family} {} {}",

@@ -22,6 +22,7 @@ pub mod render;
 mod rules;
 mod ruling;
 mod trips;
+pub mod vpc;
 mod walk;
 pub mod witness;
 
@@ -124,6 +125,8 @@ pub enum Stage {
     Tracking,
     /// Which route it takes.
     Route,
+    /// Whose address it leaves the node with.
+    Translation,
     /// By which device it leaves.
     Link,
     /// Which MAC address is next.

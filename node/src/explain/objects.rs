@@ -17,6 +17,7 @@ use proxy::{ServiceView, plan_service, plans_of};
 
 use super::PodHere;
 use super::names::{addresses_of, endpoint_text, port_text as service_port_text};
+use super::vpc::Leaving;
 
 /// Endpoints that are told one by one.
 const LISTED: usize = 20;
@@ -415,6 +416,8 @@ pub enum Way {
         /// The other node.
         public_ip: IpAddr,
     },
+    /// Out of the node, for what a pod sends that has an address of a VPC.
+    Vpc(Leaving),
     /// This node's own address.
     Here,
     /// Of this node's subnet, and no pod's.

@@ -91,6 +91,7 @@ const fn title(stage: Stage) -> &'static str {
         Stage::FastPath => "FAST PATH",
         Stage::Tracking => "TRACKING",
         Stage::Route => "ROUTE",
+        Stage::Translation => "SNAT",
         Stage::Link => "LINK",
         Stage::Neighbour => "NEIGHBOUR",
         Stage::Forwarding => "FDB",

@@ -14,17 +14,19 @@ use proxy::verdict::{Packet, Verdict};
 use super::asked::{Ends, ends};
 use super::compare::{self, Followed, Programming};
 use super::facts::{Facts, WithoutAgent};
-use super::kernel::{self, Sight};
+use super::kernel;
 use super::look::Vantage;
 use super::names::{Known, NameError, endpoint_text};
 use super::objects::{self, Intent, Way, by_hook, intent, target_text};
 use super::passage;
 use super::rules::{self, Others};
 use super::trips::{Asked, Turn};
+use super::vpc;
 use super::witness::{Seen, Witness};
 use super::{Conclusion, Explanation, PodHere, Question, Stage, Step};
 
 mod beside;
+mod leaving;
 
 use beside::Passing;
 
@@ -81,6 +83,8 @@ struct Walk<'a> {
     knows: Knows<'a>,
     vantage: &'a Vantage,
     source: IpAddr,
+    /// What the packet is sent to, before it is translated.
+    destination: IpAddr,
     own: Vec<IpAddr>,
     forward: Vec<Step>,
     reverse: Vec<Step>,
@@ -102,6 +106,7 @@ impl<'a> Walk<'a> {
             knows,
             vantage,
             source: ends.source.address,
+            destination: ends.destination.address,
             own: Vec::new(),
             forward: Vec::new(),
             reverse: Vec::new(),
@@ -447,21 +452,29 @@ impl<'a> Walk<'a> {
         let device = origin.device.as_ref().map(|(index, _)| *index);
         // Behind a source without a device there is no way in to be looked at.
         let is_own = self.own.contains(&self.source);
+        let leaving = self.leaving(target);
+        let masquerade_mark = if is_masqueraded && device.is_some() {
+            MASQUERADE_MARK
+        } else {
+            0
+        };
         let there = kernel::look(
             kernel,
             Lookup {
                 destination: target,
                 source: device.map(|_| self.source),
                 device,
-                mark: if is_masqueraded && device.is_some() {
-                    MASQUERADE_MARK
-                } else {
-                    0
-                },
+                mark: masquerade_mark | leaving.as_ref().map_or(0, |leaving| leaving.mark),
             },
         )?;
         let leaves_by = there.routed.leaves_by().map(|link| link.index);
-        let mut steps = self.compare(target, &there);
+        let translated = leaving.as_ref().and_then(|leaving| leaving.source);
+        let way = leaving.map_or_else(|| self.way(target), Way::Vpc);
+        let mut steps = compare::way(&way, &there, self.vantage);
+        // Services' rules translate theirs themselves.
+        let translated = translated.filter(|_| !is_masqueraded);
+        steps.extend(translated.map(|source| vpc::translated(self.source, source, self.vantage)));
+        let is_masqueraded = is_masqueraded || translated.is_some();
         let comes_by = origin.device.as_ref().map(|(_, name)| name.as_str());
         let opener = comes_by.filter(|_| origin.client == Client::PodHere);
         let passes = self.passage(kernel, comes_by, opener, target)?;
@@ -512,16 +525,18 @@ impl<'a> Walk<'a> {
                 "the answer of {target} goes to this node's own address and is translated back by connection tracking"
             ));
         }
+        let answering = self.answering(kernel, origin, target)?;
         let back = kernel::look(
             kernel,
             Lookup {
                 destination: self.source,
                 source: leaves_by.map(|_| target),
                 device: leaves_by,
-                mark: 0,
+                mark: answering.as_ref().map_or(0, |answering| answering.mark),
             },
         )?;
-        let mut steps = self.compare(self.source, &back);
+        let way = answering.map_or_else(|| self.way(self.source), Way::Vpc);
+        let mut steps = compare::way(&way, &back, self.vantage);
         let comes_by = match self.way(target) {
             Way::Pod { device, .. } | Way::Tunnel { device, .. } => Some(device),
             _ => None,
@@ -545,10 +560,6 @@ impl<'a> Walk<'a> {
             Some(facts) => objects::way(address, &self.own, &facts.pods, facts.network.as_deref()),
             None => Way::Unknown,
         }
-    }
-
-    fn compare(&self, address: IpAddr, sight: &Sight) -> Vec<Step> {
-        compare::way(&self.way(address), sight, self.vantage)
     }
 
     /// What rules of others make of packets.

@@ -63,6 +63,8 @@ pub struct Versions {
     pub server: String,
     /// That of the kubelet of a node; none where there is no such node.
     pub kubelet: Option<String>,
+    /// How many pods that one takes (`status.allocatable`), where it says so.
+    pub most_pods: Option<u32>,
 }
 
 /// Why versions are not known.
@@ -185,10 +187,14 @@ impl ApiSource {
         let server = client.apiserver_version().await?.git_version;
         let this_node = ListParams::default().fields(&format!("metadata.name={node}"));
         let nodes = Api::<core::Node>::all(client).list(&this_node).await?;
-        let info = nodes.items.into_iter().find_map(|node| node.status?.node_info);
+        let status = nodes.items.into_iter().find_map(|node| node.status);
+        let (info, allocatable) =
+            status.map_or((None, None), |status| (status.node_info, status.allocatable));
+        let most_pods = allocatable.and_then(|amounts| amounts.get("pods")?.0.parse().ok());
         Ok(Versions {
             server,
             kubelet: info.map(|info| info.kubelet_version),
+            most_pods,
         })
     }
 

@@ -14,8 +14,8 @@ use super::addresses::AttachmentKey;
 /// Why a pod was not served.
 #[derive(Debug, thiserror::Error)]
 pub enum PodError {
-    /// This node has no subnet yet: try again.
-    #[error("this node has no pod subnet yet: {reason}")]
+    /// This node has no subnet or block yet: try again.
+    #[error("this node has no addresses for pods yet: {reason}")]
     NotReady {
         /// What it waits for.
         reason: String,

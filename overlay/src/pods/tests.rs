@@ -161,7 +161,7 @@ fn nothing_is_given_before_the_node_has_a_subnet() {
     let error = pods.add(&attachment("a")).expect_err("no subnet");
     assert_eq!(
         error.to_string(),
-        "this node has no pod subnet yet: etcd does not answer"
+        "this node has no addresses for pods yet: etcd does not answer"
     );
 }
 

@@ -5,6 +5,7 @@
 //! Tour:
 //! - [`Ways`] is what is known of the node's place in the VPC; [`plan()`] makes of it what the kernel shall have (pure).
 //! - `reconcile` compares that with the kernel, and writes the difference; `translation` is the table of nftables.
+//! - [`audit`] compares only, for who looks for what is wrong.
 //! - [`run`] does so on every occasion.
 //!
 //! Packet walk. A VPC takes from an interface only packets from the addresses that are the interface's, so what a pod
@@ -19,6 +20,7 @@
 //! - the answer of a pod that was reached by a port of the node: the request came by the primary interface, which gave
 //!   its connection the same mark.
 
+pub mod audit;
 pub mod plan;
 mod reconcile;
 mod run;

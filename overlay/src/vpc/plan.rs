@@ -21,8 +21,9 @@ pub const MARK: u32 = 0x80;
 /// Priorities of rules, amazon-vpc-cni-k8s's: to a pod of this node; marked; to external services; from a pod of an
 /// interface that is not the primary one; from such an interface's own address, right before the main table.
 const TO_POD: u32 = 512;
-const MARKED: u32 = 1024;
-const TO_EXTERNAL_SERVICE: u32 = 1535;
+/// See above.
+pub const MARKED: u32 = 1024;
+pub(super) const TO_EXTERNAL_SERVICE: u32 = 1535;
 const FROM_POD: u32 = 1536;
 const FROM_INTERFACE: u32 = 32765;
 

@@ -11,12 +11,14 @@ use crate::ec2::{
 };
 
 /// Calls of an action.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Calls {
     /// How many.
     pub made: u64,
     /// How many of them failed.
     pub failed: u64,
+    /// How many of those EC2 answered, by its code.
+    pub refused: BTreeMap<String, u64>,
 }
 
 /// EC2, with a count of what it is asked.
@@ -45,7 +47,12 @@ impl<E> Tallied<E> {
         let mut calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
         let calls = calls.entry(action).or_default();
         calls.made += 1;
-        calls.failed += u64::from(called.is_err());
+        if let Err(error) = &called {
+            calls.failed += 1;
+            if let Some(code) = error.code() {
+                *calls.refused.entry(code.to_owned()).or_default() += 1;
+            }
+        }
         called
     }
 }

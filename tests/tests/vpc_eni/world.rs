@@ -17,7 +17,7 @@ use tests::process::{self, Output, Process};
 use tests::topology::Host;
 use tests::{http, probe, wait};
 use tokio::runtime::Runtime;
-use vpc_eni::ec2::{EniId, InstanceId, Limits, Tags, VpcId};
+use vpc_eni::ec2::{EniId, InstanceId, Limits, SubnetId, Tags, VpcId};
 
 /// For anything that is awaited.
 pub const SOON: Duration = Duration::from_secs(30);
@@ -41,9 +41,12 @@ pub struct World {
     pub cloud: Cloud,
     /// Its VPC.
     pub vpc: VpcId,
+    /// Its subnet.
+    pub subnet: SubnetId,
     _server: Server,
     _router: Host,
-    _runtime: Runtime,
+    /// What EC2 and the fabric run on.
+    pub runtime: Runtime,
 }
 
 /// An instance.
@@ -52,14 +55,16 @@ pub struct Node {
     pub agent: Option<Process>,
     /// Its pods.
     pub pods: Vec<Pod>,
-    config: PathBuf,
+    /// Its agent's configuration file.
+    pub config: PathBuf,
     /// Where EC2 and the metadata service answer.
     endpoints: [String; 2],
     /// Its name at EC2.
     pub instance: InstanceId,
     /// For files of the agent.
     pub directory: Directory,
-    _api: FakeApi,
+    /// The API server that its agent knows.
+    pub api: FakeApi,
     _ec2: Server,
     /// Its network namespace.
     pub host: Host,
@@ -134,9 +139,10 @@ impl World {
             fabric,
             cloud,
             vpc,
+            subnet,
             _server: server,
             _router: router,
-            _runtime: runtime,
+            runtime,
         })
     }
 
@@ -198,20 +204,20 @@ impl Node {
             endpoints,
             instance,
             directory,
-            _api: api,
+            api,
             host,
             _ec2: ec2,
         })
     }
 
-    /// Starts its agent.
-    pub fn start_agent(&mut self, credentials: &[(&str, &str)]) -> Result<()> {
-        self.agent = Some(self.spawn_agent(credentials)?);
+    /// Starts its agent. `variables` come before the fake VPC's own.
+    pub fn start_agent(&mut self, variables: &[(&str, &str)]) -> Result<()> {
+        self.agent = Some(self.spawn_agent(variables)?);
         Ok(())
     }
 
     /// An agent of it.
-    pub fn spawn_agent(&self, credentials: &[(&str, &str)]) -> Result<Process> {
+    pub fn spawn_agent(&self, variables: &[(&str, &str)]) -> Result<Process> {
         let place = self.host.place();
         let [ec2, metadata] = &self.endpoints;
         let mut command = process::command(&place, program("causeway"));
@@ -222,7 +228,7 @@ impl Node {
             .env_remove("NODE_NAME")
             .env("AWS_EC2_ENDPOINT", ec2)
             .env("AWS_EC2_METADATA_SERVICE_ENDPOINT", metadata)
-            .envs(credentials.iter().copied());
+            .envs(variables.iter().copied());
         Process::spawn(&place, &mut command)
     }
 
@@ -302,6 +308,35 @@ impl Node {
         let page = self.get(10_249, "/metrics").ok()?;
         let line = page.lines().find(|line| line.starts_with(&format!("{name} ")))?;
         Some(line.rsplit(' ').next()?.to_owned())
+    }
+
+    /// What doctor finds, each as its kind, what it is about, what was seen and what helps.
+    pub fn doctor(&self) -> Result<Vec<[String; 4]>> {
+        let place = self.host.place();
+        let mut command = process::command(&place, program("causeway"));
+        command
+            .args(["doctor", "-o", "json", "--config"])
+            .arg(&self.config)
+            .env_remove("NODE_NAME");
+        let said = process::run_in(&place, &mut command, b"")?;
+        let report: Value = serde_json::from_str(&said.stdout).with_context(|| format!("{said:?}"))?;
+        let findings = report["findings"].as_array().context("findings")?;
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let told = findings
+            .iter()
+            .map(|finding| ["id", "object", "evidence", "repair"].map(|key| text(&finding[key])));
+        Ok(told.collect())
+    }
+
+    /// The error of STATUS; none where pods can come.
+    pub fn refusal(&self) -> Result<Option<(u64, String)>> {
+        let said = self.cni("STATUS", "", "")?;
+        if said.status.success() {
+            return Ok(None);
+        }
+        let error: Value = serde_json::from_str(&said.stdout).with_context(|| format!("{said:?}"))?;
+        let code = error["code"].as_u64().context("a code")?;
+        Ok(Some((code, format!("{} {}", error["msg"], error["details"]))))
     }
 
     /// What does not work, by the health check.

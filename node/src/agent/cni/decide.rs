@@ -51,6 +51,7 @@ pub(super) fn decide(pods: &PodNetwork, history: &History, request: Request) -> 
         }
         Request::Status => match pods.ready() {
             Ok(()) => Response::Done,
+            Err(error) if has_stranded(pods) => failure(code::LIMITED, &error),
             Err(error) => failure(code::NOT_AVAILABLE, &error),
         },
         Request::Unknown => Response::Error(Failure {
@@ -59,6 +60,11 @@ pub(super) fn decide(pods: &PodNetwork, history: &History, request: Request) -> 
             details: String::new(),
         }),
     }
+}
+
+/// Whether pods have addresses that are not this node's any more.
+fn has_stranded(pods: &PodNetwork) -> bool {
+    pods.census().is_some_and(|census| !census.stranded.is_empty())
 }
 
 /// What a request asks for that waits where the node has no address now.
@@ -146,10 +152,13 @@ pub(super) fn key(key: &protocol::AttachmentKey) -> AttachmentKey {
     }
 }
 
+/// The name of a request for an interface.
+pub(super) const ADD: &str = "add";
+
 /// The request's name, for metrics.
 pub(super) fn verb(request: &Request) -> &'static str {
     match request {
-        Request::Add { .. } => "add",
+        Request::Add { .. } => ADD,
         Request::Del { .. } => "del",
         Request::Check { .. } => "check",
         Request::Gc { .. } => "gc",
@@ -185,9 +194,12 @@ pub(super) fn result(response: &Response) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use ipnetwork::IpNetwork;
     use model::Mtu;
     use model::wiring::Wishes;
+    use overlay::pods::{Block, Growth, Pool};
 
     use super::*;
 
@@ -253,6 +265,46 @@ mod tests {
         assert_eq!(decide(Request::Gc { valid: vec![] }), Response::Done);
         assert_eq!(last_left(), ["pod default/b"]);
         assert_eq!(error_code(&decide(Request::Check { key: key_of("a") })), 3);
+        std::fs::remove_dir_all(directory).expect("it was made");
+    }
+
+    #[test]
+    fn a_node_whose_pods_lost_their_addresses_says_more_than_that_it_takes_no_more_pods() {
+        let directory = std::env::temp_dir().join(format!("cwt-cni-stranded-{}", std::process::id()));
+        let pods = PodNetwork::open(&directory).expect("temporary directory is writable");
+        let serve = |networks: &[&str]| {
+            let blocks = networks.iter().map(|network| Block {
+                network: network.parse().expect("valid"),
+                device_index: 0,
+            });
+            pods.serve_pool(Pool {
+                blocks: blocks.collect(),
+                mtu: Mtu(9001),
+                cool_down: Duration::ZERO,
+                growth: Growth::Blocked {
+                    reason: "allow it".to_owned(),
+                },
+            });
+        };
+        let status = || decide(&pods, &History::default(), Request::Status);
+        serve(&["10.0.0.5/32"]);
+        assert_eq!(status(), Response::Done);
+        let wired = decide(&pods, &History::default(), add("a"));
+        assert!(matches!(wired, Response::Wired { .. }), "{wired:?}");
+        let full = "no free address: 1 in use, and no more to come: allow it";
+        let failure = |code, msg: &str| {
+            Response::Error(Failure {
+                code,
+                msg: msg.to_owned(),
+                details: String::new(),
+            })
+        };
+        assert_eq!(status(), failure(50, full));
+        serve(&[]);
+        assert_eq!(
+            status(),
+            failure(51, "this node has no addresses for pods yet: allow it")
+        );
         std::fs::remove_dir_all(directory).expect("it was made");
     }
 }

@@ -11,11 +11,13 @@ mod decide;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use cni_plugin::protocol::{HEADER_BYTES, Request, Response, decode, encode, frame_length};
 use cni_plugin::tombstone;
+use model::wiring::WiringPlan;
 use overlay::pods::{PodError, PodNetwork, Turn};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -59,7 +61,7 @@ const REPLAY: Duration = Duration::from_secs(30);
 pub async fn serve(
     config: Cni,
     pods: PodNetwork,
-    requests: Arc<Counters>,
+    requests: Arc<Requests>,
     history: History,
     part: Part,
     shutdown: CancellationToken,
@@ -107,11 +109,56 @@ async fn ready(pods: &PodNetwork) -> anyhow::Result<Result<(), PodError>> {
         .context("ask whether pods can be connected")
 }
 
+/// What plugins asked for so far, and what came of it.
+#[derive(Debug, Default)]
+pub struct Requests {
+    answered: Counters,
+    additions: AtomicU64,
+    without_address: AtomicU64,
+}
+
+impl Requests {
+    /// Answers by command and result.
+    #[must_use]
+    pub fn answered(&self) -> &Counters {
+        &self.answered
+    }
+
+    /// How many interfaces were asked for.
+    #[must_use]
+    pub fn additions(&self) -> u64 {
+        self.additions.load(Ordering::Relaxed)
+    }
+
+    /// How many of them had to go without, since there was no address as long as they waited.
+    #[must_use]
+    pub fn without_address(&self) -> u64 {
+        self.without_address.load(Ordering::Relaxed)
+    }
+
+    fn answer(&self, verb: &str, result: &str) {
+        self.answered.add(labels(&[("verb", verb), ("result", result)]));
+        if verb == decide::ADD {
+            self.additions.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn note(&self, added: &Result<WiringPlan, PodError>) {
+        let is_without = matches!(
+            added,
+            Err(PodError::Exhausted { .. } | PodError::NoneNow { .. } | PodError::NoneComing { .. })
+        );
+        if is_without {
+            self.without_address.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
 /// One request and its answer.
 async fn serve_plugin(
     mut stream: UnixStream,
     pods: PodNetwork,
-    requests: &Counters,
+    requests: &Requests,
     history: History,
     at_once: &Semaphore,
 ) -> anyhow::Result<()> {
@@ -135,7 +182,10 @@ async fn serve_plugin(
         let answered = match decide::waiting(&request) {
             Some(attachment) => {
                 let deadline = Instant::now() + patience;
-                add_in_turn(&mut stream, pods.queue(attachment), deadline, at_once, deciding).await
+                let added =
+                    add_in_turn(&mut stream, pods.queue(attachment), deadline, at_once, deciding).await?;
+                requests.note(&added);
+                Ok(decide::added(added))
             }
             None => {
                 let _permit = at_once.acquire().await.context("wait for a turn")?;
@@ -154,7 +204,7 @@ async fn serve_plugin(
     if let Response::Error(failure) = &response {
         span.record("error", failure.msg.as_str());
     }
-    requests.add(labels(&[("verb", verb), ("result", decide::result(&response))]));
+    requests.answer(verb, decide::result(&response));
     in_time(EXCHANGE, write(&mut stream, &response)).await
 }
 
@@ -165,7 +215,7 @@ async fn add_in_turn(
     deadline: Instant,
     at_once: &Semaphore,
     deciding: Span,
-) -> anyhow::Result<Response> {
+) -> anyhow::Result<Result<WiringPlan, PodError>> {
     let mut tell = tokio::time::interval_at(Instant::now() + TELL, TELL);
     loop {
         let permit = at_once.acquire().await.context("wait for a turn")?;
@@ -180,7 +230,7 @@ async fn add_in_turn(
         turn = added.0;
         let waiting_for = match added.1 {
             Err(PodError::NoneNow { waiting_for, .. }) if Instant::now() < deadline => waiting_for,
-            added => return Ok(decide::added(added)),
+            added => return Ok(added),
         };
         tokio::select! {
             () = turn.comes() => {}

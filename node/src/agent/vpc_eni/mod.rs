@@ -7,9 +7,11 @@
 //! ```
 
 mod introspection;
+pub mod metrics;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -21,8 +23,9 @@ use overlay::pods::{Block, Growth, PodNetwork, Pool};
 use overlay::vpc::{self, Random, Snat, Ways};
 use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
-use vpc_eni::ec2::Metadata as _;
+use vpc_eni::ec2::{Metadata as _, MetadataError};
 use vpc_eni::home::{Census, Facts, Home, Interface, Use};
+use vpc_eni::ipam::problem::{self, Subject};
 use vpc_eni::ipam::{Ipam, Status};
 use vpc_eni::settings::{Randomize, Settings};
 use vpc_eni_sdk::{Client, ImdsMetadata};
@@ -36,16 +39,33 @@ use crate::config::{Config, VpcEni};
 /// How soon it is looked again for a device that is not there yet, or for addresses that cool down.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
+/// The part that asks EC2, by its name.
+pub const PART: &str = "vpc-addresses";
+
+/// What pods wait for in the beginning.
+const ASKED: &str = "the instance's network interfaces are asked for";
+
 /// What the manager tells other parts of the agent.
 #[derive(Clone, Debug)]
 pub struct Told {
     status: watch::Sender<Status>,
-    /// What the kernel shall have.
+    /// What is known of the node's place in the VPC.
     pub ways: watch::Sender<Ways>,
+    /// What the kernel shall have.
+    pub plan: watch::Sender<Option<Arc<vpc::Plan>>>,
+}
+
+/// What other parts of the agent hear.
+#[derive(Clone, Debug)]
+pub struct Heard {
+    /// How the manager stands.
+    pub status: watch::Receiver<Status>,
+    /// What the kernel shall have, once that is known.
+    pub plan: watch::Receiver<Option<Arc<vpc::Plan>>>,
 }
 
 /// Where the manager tells it. None where the configuration has no such network.
-pub fn channel(config: &Config) -> (Option<Told>, Option<watch::Receiver<Status>>) {
+pub fn channel(config: &Config) -> (Option<Told>, Option<Heard>) {
     if config.vpc_eni.is_none() {
         return (None, None);
     }
@@ -59,7 +79,12 @@ pub fn channel(config: &Config) -> (Option<Told>, Option<watch::Receiver<Status>
         mtu: Mtu(Settings::default().mtu.into()),
     };
     let ways = watch::Sender::new(nothing);
-    (Some(Told { status, ways }), Some(told))
+    let (plan, heard) = watch::channel(None);
+    let heard = Heard {
+        status: told,
+        plan: heard,
+    };
+    (Some(Told { status, ways, plan }), Some(heard))
 }
 
 /// The part that asks EC2.
@@ -81,21 +106,41 @@ impl Manager {
     /// # Errors
     /// When the settings cannot be used, the region is not known, or what must be remembered cannot be read.
     pub async fn run(self, part: Part, shutdown: CancellationToken) -> anyhow::Result<()> {
+        let pods = self.pods.open().await?;
+        let ended = self.manage(&pods, &part, shutdown).await;
+        if let Err(error) = &ended {
+            pods.wait_for(format!("{error:#}"));
+        }
+        ended
+    }
+
+    async fn manage(self, pods: &PodNetwork, part: &Part, shutdown: CancellationToken) -> anyhow::Result<()> {
         let (settings, refused) = self.section.settings(std::env::vars());
         if !refused.is_empty() {
             bail!("the environment cannot be used: {}", refused.join("; "));
         }
-        let pods = self.pods.open().await?;
         pods.wait_for("the kernel is looked at for pods that are there".to_owned());
         if shutdown.run_until_cancelled(pods.await_look()).await.is_none() {
             return Ok(());
         }
-        pods.wait_for("the instance's network interfaces are asked for".to_owned());
+        pods.wait_for(ASKED.to_owned());
         let metadata = ImdsMetadata::new(None)?;
-        let mut client = vpc_eni_sdk::Settings::from_env(region(&metadata).await?);
+        let region = match region(&metadata).await {
+            Ok(region) => region,
+            Err(error) => {
+                let problem = problem::without_metadata(&error);
+                let said =
+                    format!("AWS_REGION is not set, and the instance does not tell its region: {problem}");
+                self.told.status.send_modify(|status| {
+                    status.problems.note(&Subject::Identity, problem);
+                });
+                bail!(said);
+            }
+        };
+        let mut client = vpc_eni_sdk::Settings::from_env(region);
         client.endpoint = settings.ec2_endpoint.clone().or(client.endpoint);
         let client = Client::new(client).await?;
-        let home = NodeHome::new(pods, &settings);
+        let home = NodeHome::new(pods.clone(), &settings);
         // Whether the node takes pods is not asked for: what it has stays with it, and pods that come are served.
         let facts = watch::Sender::new(Facts {
             max_pods: self.section.max_pods,
@@ -111,28 +156,36 @@ impl Manager {
         )?;
         tokio::select! {
             () = manager.run(shutdown) => Ok(()),
-            () = tell(status, &settings, &self.told, &part) => std::future::pending().await,
+            () = tell(status, &settings, pods, &self.told, part) => std::future::pending().await,
         }
     }
 }
 
-async fn region(metadata: &ImdsMetadata) -> anyhow::Result<String> {
+/// The region that EC2 is asked of.
+async fn region(metadata: &ImdsMetadata) -> Result<String, MetadataError> {
     if let Some(region) = std::env::var("AWS_REGION")
         .ok()
         .filter(|region| !region.is_empty())
     {
         return Ok(region);
     }
-    let identity = metadata.identity().await;
-    let advice = "AWS_REGION is not set, and the instance does not tell its region: its metadata service must answer \
-                  here (HttpEndpoint enabled; a hop limit of 2 where the agent is not on the node's own network)";
-    Ok(identity.context(advice)?.region)
+    Ok(metadata.identity().await?.region)
 }
 
 /// Tells how the manager stands as long as it runs.
-async fn tell(mut status: watch::Receiver<Status>, settings: &Settings, told: &Told, part: &Part) {
+async fn tell(
+    mut status: watch::Receiver<Status>,
+    settings: &Settings,
+    pods: &PodNetwork,
+    told: &Told,
+    part: &Part,
+) {
     loop {
         let now = status.borrow_and_update().clone();
+        if now.interfaces.is_none() {
+            // Until there are some nobody else says what pods wait for.
+            pods.wait_for(now.problems.growth().unwrap_or_else(|| ASKED.to_owned()));
+        }
         if let Some(ways) = ways(&now, settings) {
             told.ways.send_if_modified(|before| {
                 let differs = *before != ways;
@@ -201,7 +254,7 @@ fn ways(status: &Status, settings: &Settings) -> Option<Ways> {
 pub async fn keep_ways(
     anti_spoofing: bool,
     pods: Pods,
-    ways: watch::Receiver<Ways>,
+    told: Told,
     ready: watch::Sender<bool>,
     part: Part,
     shutdown: CancellationToken,
@@ -216,6 +269,11 @@ pub async fn keep_ways(
             } else if now.ready {
                 part.works();
             }
+            told.plan.send_if_modified(|before| {
+                let differs = *before != now.plan;
+                before.clone_from(&now.plan);
+                differs
+            });
             ready.send_if_modified(|before| std::mem::replace(before, now.ready) != now.ready);
             if status.changed().await.is_err() {
                 return;
@@ -223,7 +281,7 @@ pub async fn keep_ways(
         }
     };
     tokio::select! {
-        ended = vpc::run(vpc::Config { anti_spoofing }, ways, pods, sender, shutdown) => {
+        ended = vpc::run(vpc::Config { anti_spoofing }, told.ways.subscribe(), pods, sender, shutdown) => {
             ended.context("keep the ways of pods with a VPC's addresses")
         }
         () = tell => std::future::pending().await,

@@ -69,6 +69,7 @@ pub fn facts() -> Facts {
     node.internal_addresses = vec![[172, 30, 0, 11].into()];
     snapshot.apply(Change::Node(node));
     Facts {
+        vpc: None,
         former: BTreeMap::new(),
         node: "node-1".into(),
         snapshot: Arc::new(snapshot),

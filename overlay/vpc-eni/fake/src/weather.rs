@@ -6,6 +6,8 @@ use std::net::IpAddr;
 use tokio::time::{Duration, Instant};
 use vpc_eni::ec2::{Action, EniId};
 
+use crate::request::Refusal;
+
 /// The moods, all of which can be changed at any time. The default is a fine day: everything happens at once, is seen
 /// by everybody, and nothing is refused for how often it is asked.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -30,6 +32,8 @@ pub struct Weather {
     pub throttled_per_cent: u8,
     /// What nobody is allowed.
     pub denied: BTreeSet<Action>,
+    /// What every call of an action is refused with.
+    pub refused: BTreeMap<Action, Refusal>,
     /// Whether nobody answers at all; what is asked for does not happen.
     pub outage: bool,
     /// How many objects a Describe gives at once though nobody asked for pages.

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 
 use super::node::{DOUBT, Node, SETTLES};
-use super::problem::{Problem, Subject};
+use super::problem::{Kind, Problem, REGION, Subject, without_metadata};
 use super::rounds::Rounds;
 use super::{Ipam, LOOKS_EVERY, SWEEPS_EVERY, Turn, tag};
 use crate::ec2::{Ec2, Eni, EniId, Metadata, Subnet, Which};
@@ -51,13 +51,7 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
                 true
             }
             Err(error) => {
-                let problem = Problem {
-                    what: error.to_string(),
-                    advice: "the agent must reach 169.254.169.254 from the node's own network: enable the instance's \
-                             metadata service (HttpEndpoint), IMDSv2"
-                        .to_owned(),
-                };
-                self.problems.note(&Subject::Identity, problem);
+                self.problems.note(&Subject::Identity, without_metadata(&error));
                 self.pace.failed(Subject::Identity, now);
                 false
             }
@@ -98,9 +92,9 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
             }
             Ok(None) => {
                 let problem = Problem {
+                    kind: Kind::InstanceType,
                     what: format!("EC2 knows no instance type {}", instance.instance_type),
-                    advice: "see that the agent asks EC2 of the instance's own region (AWS_REGION, AWS_EC2_ENDPOINT)"
-                        .to_owned(),
+                    advice: REGION.to_owned(),
                 };
                 self.problems.note(&Subject::Limits, problem);
                 self.pace.failed(Subject::Limits, now);
@@ -123,11 +117,9 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
             Ok(subnets) => {
                 if subnets.is_empty() {
                     let problem = Problem {
+                        kind: Kind::Region,
                         what: format!("EC2 knows no subnet of {} in {}", instance.vpc, instance.zone),
-                        advice:
-                            "it is asked again; see that the agent asks EC2 of the instance's own region \
-                                 (AWS_REGION, AWS_EC2_ENDPOINT)"
-                                .to_owned(),
+                        advice: format!("it is asked again; {REGION}"),
                     };
                     self.problems.note(&Subject::Subnets, problem);
                     self.pace.failed(Subject::Subnets, now);
@@ -201,6 +193,7 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
             }
             Err(error) => {
                 let problem = Problem {
+                    kind: Kind::Refused,
                     what: error.to_string(),
                     advice: "it is looked again; nothing is given up meanwhile".to_owned(),
                 };
@@ -332,6 +325,7 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
         let untold = self.leak_suspected.map(|suspected| suspected + SETTLES);
         let untold = untold.filter(|due| *due > now);
         self.sweep_due = untold.unwrap_or_else(|| self.next_round(SWEEPS_EVERY, now));
+        self.leaked.clear();
         for eni in found {
             let is_own = eni.tags.get(tag::INSTANCE) == Some(&instance.id.0);
             let is_leaked = eni.attachment.is_none()
@@ -346,6 +340,7 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
                 continue;
             }
             tracing::info!(eni = %eni.id, own = is_own, "an interface that nobody has is removed");
+            self.leaked.insert(eni.id.clone());
             let removal = Undertaking::Remove {
                 eni: eni.id,
                 attachment: None,

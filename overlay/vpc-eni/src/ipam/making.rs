@@ -6,7 +6,7 @@ use rand::RngCore as _;
 use tokio::time::Instant;
 
 use super::node::SETTLES;
-use super::problem::{Problem, Subject, of_call};
+use super::problem::{Kind, Problem, Subject, of_call};
 use super::steps::{EXHAUSTED, at_most, count};
 use super::{Held, Ipam, Turn, tag};
 use crate::ec2::{
@@ -90,6 +90,7 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
                 .as_ref()
                 .map(|config| config.subnet.clone())
                 .ok_or_else(|| Problem {
+                    kind: Kind::EniConfig,
                     what: "custom networking is on, and the node names no ENIConfig that there is".to_owned(),
                     advice:
                         "label or annotate the node with k8s.amazonaws.com/eniConfig, and make that ENIConfig"
@@ -114,6 +115,7 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
         });
         let best = usable.max_by_key(|subnet| (subnet.free_addresses, Some(&subnet.id) == own));
         best.map(|subnet| subnet.id.clone()).ok_or_else(|| Problem {
+            kind: Kind::Subnet,
             what: "no subnet of this node's zone has addresses for another interface".to_owned(),
             advice: "free addresses, or tag another subnet of the zone with kubernetes.io/role/cni=1"
                 .to_owned(),

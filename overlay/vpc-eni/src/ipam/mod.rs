@@ -20,7 +20,7 @@ mod status;
 mod steps;
 mod upkeep;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
@@ -38,7 +38,7 @@ use crate::undertaking::{FileError, Undertaking, Undertakings};
 use crate::warm::{Target, Targets, Unit};
 use networks::Networks;
 use node::{Held, Node, SETTLES};
-use problem::{Problem, Problems, Subject, of_call};
+use problem::{Kind, Problem, Problems, Subject, of_call};
 use rounds::Rounds;
 pub use status::Status;
 
@@ -99,6 +99,8 @@ pub struct Ipam<E, M, H> {
     perhaps_made: Option<String>,
     /// Interfaces as they were made, until they are attached.
     made: HashMap<EniId, Eni>,
+    /// Interfaces that the latest search for leaks found and that are not deleted yet.
+    leaked: BTreeSet<EniId>,
     /// Interfaces that EC2 takes no more addresses for, whatever a look says that may be older; until when.
     full: HashMap<EniId, Instant>,
     /// Interfaces fewer than the type allows: EC2 refused one; until when that is believed.
@@ -177,6 +179,7 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
                 .iter()
                 .find_map(Undertaking::unmade_token),
             made: HashMap::new(),
+            leaked: BTreeSet::new(),
             full: HashMap::new(),
             interface_limit: None,
             look_due: now,
@@ -443,6 +446,7 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
             Err(error) => error,
         };
         let problem = Problem {
+            kind: Kind::Record,
             what: model::with_causes(&error),
             advice: "make room on the disk of the state directory; nothing is asked of EC2 that could not be undone"
                 .to_owned(),

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::Ipam;
 use super::node::DOUBT;
-use super::problem::{Problem, Subject};
+use super::problem::{Kind, Problem, Subject};
 use crate::ec2::{Ec2, Metadata};
 use crate::home::Home;
 
@@ -93,6 +93,7 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
             }
             Err(error) => {
                 let problem = Problem {
+                    kind: Kind::Metadata,
                     what: format!("whether the VPC has other networks is not known: {error}"),
                     advice: "the agent must reach 169.254.169.254 from the node's own network; what it knew of the VPC \
                              is taken as it was"

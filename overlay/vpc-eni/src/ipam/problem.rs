@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use crate::ec2::{CallError, EniId, Meaning, SubnetId, Why};
+use crate::ec2::{Action, CallError, EniId, Meaning, SubnetId, Why};
 
 /// What a problem is about. One subject has one problem.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -92,9 +92,94 @@ impl Subject {
     }
 }
 
+/// What kind of thing a problem is: what somebody has to look for, whatever it befell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// Nothing to sign calls with, or nothing that EC2 takes.
+    Credentials,
+    /// A right that the agent's role lacks.
+    Permission,
+    /// The instance's metadata service.
+    Metadata,
+    /// EC2 knows nothing of this instance: it is another region's that is asked.
+    Region,
+    /// EC2 does not know what the instance's type allows.
+    InstanceType,
+    /// A subnet without addresses, or without whole blocks.
+    Subnet,
+    /// No more interfaces, by the instance type or the account.
+    InterfaceLimit,
+    /// A security group that is gone.
+    SecurityGroup,
+    /// More calls than EC2 takes of the account.
+    Throttling,
+    /// EC2 does not answer.
+    Unreachable,
+    /// The instance has all the addresses that it can have, and pods wait.
+    Full,
+    /// Pods whose addresses are not the node's any more.
+    Stranded,
+    /// An interface without a device.
+    Device,
+    /// The node's `ENIConfig`.
+    EniConfig,
+    /// The record on disk.
+    Record,
+    /// Something else that EC2 says.
+    Refused,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 16] = [
+        Self::Credentials,
+        Self::Permission,
+        Self::Metadata,
+        Self::Region,
+        Self::InstanceType,
+        Self::Subnet,
+        Self::InterfaceLimit,
+        Self::SecurityGroup,
+        Self::Throttling,
+        Self::Unreachable,
+        Self::Full,
+        Self::Stranded,
+        Self::Device,
+        Self::EniConfig,
+        Self::Record,
+        Self::Refused,
+    ];
+
+    /// Its name as a finding of `causeway doctor`, which never changes its meaning.
+    #[must_use]
+    pub const fn id(self) -> &'static str {
+        match self {
+            Self::Credentials => "vpc-credentials",
+            Self::Permission => "vpc-permission",
+            Self::Metadata => "vpc-metadata",
+            Self::Region => "vpc-region",
+            Self::InstanceType => "vpc-instance-type",
+            Self::Subnet => "vpc-subnet-exhausted",
+            Self::InterfaceLimit => "vpc-interface-limit",
+            Self::SecurityGroup => "vpc-security-group",
+            Self::Throttling => "vpc-throttled",
+            Self::Unreachable => "vpc-unreachable",
+            Self::Full => "vpc-full",
+            Self::Stranded => "vpc-stranded",
+            Self::Device => "vpc-interface-device",
+            Self::EniConfig => "vpc-eniconfig",
+            Self::Record => "vpc-record",
+            Self::Refused => "vpc-refused",
+        }
+    }
+}
+
 /// A problem.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Problem {
+    /// What kind of thing it is.
+    pub kind: Kind,
     /// What is wrong.
     pub what: String,
     /// What to do.
@@ -159,11 +244,13 @@ impl Problems {
         self.0.values().map(|noted| (noted.key.as_str(), &noted.problem))
     }
 
-    /// What keeps new addresses from coming.
+    /// What keeps new addresses from coming: all of it, since what comes first need not be what can be mended.
     #[must_use]
     pub fn growth(&self) -> Option<String> {
-        let mut problems = self.0.iter().filter(|(subject, _)| subject.is_growth());
-        problems.next().map(|(_, noted)| noted.problem.to_string())
+        let problems = self.0.iter().filter(|(subject, _)| subject.is_growth());
+        let mut told: Vec<String> = problems.map(|(_, noted)| noted.problem.to_string()).collect();
+        told.dedup();
+        (!told.is_empty()).then(|| told.join("; "))
     }
 
     /// Whether there is none.
@@ -201,41 +288,193 @@ pub fn key(subject: &Subject) -> String {
 /// A call that failed, as a problem.
 #[must_use]
 pub fn of_call(error: &CallError) -> Problem {
-    let action = error.action;
-    let advice = match (&error.why, error.meaning()) {
-        (Why::NoCredentials(_), _) => "give the agent credentials: an IAM role of its service account (IRSA or Pod \
-             Identity), or of the instance, whose metadata service it must reach"
-            .to_owned(),
-        (_, Meaning::Denied) => {
-            format!("allow ec2:{action} in the policy of the agent's IAM role, and see that its credentials are valid")
+    let kind = kind_of(error);
+    Problem {
+        kind,
+        what: error.to_string(),
+        advice: advice(kind, error.action),
+    }
+}
+
+fn kind_of(error: &CallError) -> Kind {
+    if matches!(error.why, Why::NoCredentials(_)) {
+        return Kind::Credentials;
+    }
+    match error.meaning() {
+        // EC2 takes credentials before it looks at rights.
+        Meaning::Denied => match error.code() {
+            Some("UnauthorizedOperation" | "AccessDenied") => Kind::Permission,
+            _ => Kind::Credentials,
+        },
+        Meaning::Throttled => Kind::Throttling,
+        Meaning::SubnetExhausted => Kind::Subnet,
+        Meaning::InterfaceLimit => Kind::InterfaceLimit,
+        Meaning::NoSuchGroup => Kind::SecurityGroup,
+        Meaning::Unknown => Kind::Unreachable,
+        // Who asks is that instance.
+        Meaning::NotFound if error.action == Action::DescribeInstances => Kind::Region,
+        Meaning::NotFound
+        | Meaning::InterfaceFull
+        | Meaning::IndexTaken
+        | Meaning::InUse
+        | Meaning::Other => Kind::Refused,
+    }
+}
+
+/// What to do where a call failed.
+fn advice(kind: Kind, action: Action) -> String {
+    let advice = match kind {
+        Kind::Credentials => {
+            "give the agent credentials that are valid: an IAM role of its service account (IRSA or Pod Identity), or \
+             of the instance, whose metadata service it must reach; the node's clock must be right"
         }
-        (_, Meaning::Throttled) => {
-            "EC2 refuses calls of this account for being too many; it is tried again, ever more seldom".to_owned()
+        Kind::Permission => {
+            return format!("allow ec2:{action} in the policy of the agent's IAM role; it is tried again");
         }
-        (_, Meaning::SubnetExhausted) => {
+        Kind::Throttling => {
+            "EC2 refuses calls of this account for being too many; it is tried again, ever more seldom"
+        }
+        Kind::Subnet => {
             "free addresses of the subnet, or give pods another one (a subnet with the tag kubernetes.io/role/cni=1, or \
              an ENIConfig); fragments shorter than /28 serve no prefixes (see subnet CIDR reservations)"
-                .to_owned()
         }
-        (_, Meaning::InterfaceLimit) => {
+        Kind::InterfaceLimit => {
             "the instance type, or the account, allows no more interfaces: set MAX_ENI, or ask AWS for a higher quota"
-                .to_owned()
         }
-        (_, Meaning::NoSuchGroup) => {
+        Kind::SecurityGroup => {
             "a security group that the interfaces shall have is gone: mend the primary interface's groups or the \
              ENIConfig"
-                .to_owned()
         }
-        (_, Meaning::Unknown) => {
+        Kind::Unreachable => {
             "EC2's endpoint of this region must be reachable from the node (route, VPC endpoint, proxy, AWS_EC2_ENDPOINT \
              and AWS_REGION); it is tried again"
-                .to_owned()
         }
-        (_, Meaning::NotFound | Meaning::InterfaceFull | Meaning::IndexTaken | Meaning::InUse) => "it is looked at anew".to_owned(),
-        (_, Meaning::Other) => "it is tried again; the code says what EC2 has against it".to_owned(),
+        Kind::Region => REGION,
+        _ => "it is tried again; the code says what EC2 has against it",
     };
+    advice.to_owned()
+}
+
+/// What to do where EC2 does not know what is there.
+pub(super) const REGION: &str =
+    "see that the agent asks EC2 of the instance's own region (AWS_REGION, AWS_EC2_ENDPOINT)";
+
+/// Nobody tells who this instance is.
+#[must_use]
+pub fn without_metadata(why: &dyn std::error::Error) -> Problem {
     Problem {
-        what: error.to_string(),
-        advice,
+        kind: Kind::Metadata,
+        what: model::with_causes(why),
+        advice: "the agent must reach 169.254.169.254 from the node's own network: enable the instance's metadata service \
+                 (HttpEndpoint), IMDSv2, with a hop limit of 2 where the agent is not on the node's network"
+            .to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn a_call_that_failed_is_told_by_what_has_to_be_mended() {
+        let refused = |action, code: &str| CallError::refused(action, code, "words");
+        let why = |why| CallError {
+            action: Action::DescribeSubnets,
+            why,
+        };
+        let create = Action::CreateNetworkInterface;
+        let rows = [
+            (
+                why(Why::NoCredentials("none".into())),
+                Kind::Credentials,
+                "IRSA or Pod Identity",
+            ),
+            (
+                why(Why::NoAnswer("timeout".into())),
+                Kind::Unreachable,
+                "AWS_EC2_ENDPOINT",
+            ),
+            (refused(create, "AuthFailure"), Kind::Credentials, "clock"),
+            (
+                refused(create, "ExpiredToken"),
+                Kind::Credentials,
+                "IRSA or Pod Identity",
+            ),
+            (
+                refused(create, "UnauthorizedOperation"),
+                Kind::Permission,
+                "allow ec2:CreateNetworkInterface in the policy",
+            ),
+            (
+                refused(Action::DescribeInstances, "InvalidInstanceID.NotFound"),
+                Kind::Region,
+                "AWS_REGION",
+            ),
+            (
+                refused(Action::AttachNetworkInterface, "InvalidInstanceID.NotFound"),
+                Kind::Refused,
+                "tried again",
+            ),
+            (
+                refused(create, "InsufficientFreeAddressesInSubnet"),
+                Kind::Subnet,
+                "kubernetes.io/role/cni=1",
+            ),
+            (
+                refused(create, "InsufficientCidrBlocks"),
+                Kind::Subnet,
+                "CIDR reservations",
+            ),
+            (
+                refused(create, "NetworkInterfaceLimitExceeded"),
+                Kind::InterfaceLimit,
+                "quota",
+            ),
+            (
+                refused(create, "InvalidGroup.NotFound"),
+                Kind::SecurityGroup,
+                "security group",
+            ),
+            (
+                refused(create, "RequestLimitExceeded"),
+                Kind::Throttling,
+                "too many",
+            ),
+            (refused(create, "InvalidParameterValue"), Kind::Refused, "code"),
+        ];
+        for (error, kind, advice) in rows {
+            let problem = of_call(&error);
+            assert_eq!((problem.kind, problem.what), (kind, error.to_string()));
+            assert!(problem.advice.contains(advice), "{error}: {}", problem.advice);
+        }
+    }
+
+    #[test]
+    fn kinds_have_names_of_their_own() {
+        let names: BTreeSet<&str> = Kind::ALL.into_iter().map(Kind::id).collect();
+        assert_eq!(names.len(), Kind::ALL.len());
+    }
+
+    #[test]
+    fn all_that_keeps_addresses_from_coming_is_told_once() {
+        let mut problems = Problems::default();
+        assert_eq!(problems.growth(), None);
+        let problem = |code| {
+            of_call(&CallError::refused(
+                Action::AssignPrivateIpAddresses,
+                code,
+                "words",
+            ))
+        };
+        let denied = problem("UnauthorizedOperation");
+        problems.note(&Subject::Interface("eni-1".into()), denied.clone());
+        problems.note(&Subject::Interface("eni-2".into()), denied.clone());
+        let exhausted = problem("InsufficientFreeAddressesInSubnet");
+        problems.note(&Subject::Subnet("subnet-1".into()), exhausted.clone());
+        // Keeps nothing from coming.
+        problems.note(&Subject::Leaks, problem("RequestLimitExceeded"));
+        assert_eq!(problems.growth(), Some(format!("{exhausted}; {denied}")));
     }
 }

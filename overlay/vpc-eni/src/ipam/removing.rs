@@ -85,6 +85,7 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
             }
         }
         self.worked(&subject);
+        self.leaked.remove(&eni);
         if !was_here {
             return self.end(&before, now);
         }
@@ -119,6 +120,7 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
             // That it was nobody's was an old word: pods of this node have its addresses.
             self.look_due = now;
             self.looks_old_until = Some(now + SETTLES);
+            self.leaked.remove(&eni);
             self.worked(&Subject::Removal(eni));
             return self.end(&before, now);
         }
@@ -138,6 +140,7 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
             Some(_) => {
                 self.look_due = now;
                 self.looks_old_until = Some(now + SETTLES);
+                self.leaked.remove(&eni);
                 self.worked(&Subject::Removal(eni));
                 self.end(&before, now)
             }

@@ -6,9 +6,9 @@ use ipnetwork::IpNetwork;
 use serde::Serialize;
 use tokio::time::Instant;
 
-use super::problem::{Problem, Problems, Subject};
+use super::problem::{Kind, Problem, Problems, Subject};
 use super::{Held, Ipam};
-use crate::ec2::{Action, Ec2, Metadata};
+use crate::ec2::{Action, Ec2, EniId, Metadata};
 use crate::home::{Home, Interface};
 use crate::plan;
 use crate::tally::Calls;
@@ -24,6 +24,13 @@ pub struct Status {
     pub vpc_networks: Vec<IpNetwork>,
     /// What does not work.
     pub problems: Problems,
+    /// Interfaces that nobody has any more and that are yet to be deleted: an earlier program, or another node's, left
+    /// them.
+    pub leaked: BTreeSet<EniId>,
+    /// How many pods wait for an address.
+    pub waiting: u32,
+    /// Addresses that came back too lately to be given again.
+    pub cooling: u32,
     /// How many interfaces are attached, and how many can be.
     pub attached: u32,
     /// See above.
@@ -34,6 +41,8 @@ pub struct Status {
     pub assigned: u32,
     /// Addresses that pods can have at the most, with all interfaces full.
     pub most_addresses: u32,
+    /// What the instance is.
+    pub instance_type: Option<String>,
     /// Calls to EC2 so far.
     pub calls: BTreeMap<Action, Calls>,
 }
@@ -71,6 +80,7 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
         });
         for (eni, mac) in absent {
             let problem = Problem {
+                kind: Kind::Device,
                 what: format!("{eni} is attached, and no device of this node has its MAC address {mac}"),
                 advice: "the kernel takes some seconds; if it stays, look at its log (dmesg) and detach the interface \
                          by hand"
@@ -84,8 +94,10 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
     pub(super) fn publish(&mut self) {
         if self.node.is_none() {
             let (problems, calls) = (self.problems.clone(), self.ec2.calls());
+            let instance_type = self.instance_type();
             self.status.send_modify(|status| {
                 status.problems = problems;
+                status.instance_type = instance_type;
                 status.calls = calls;
             });
             return;
@@ -102,6 +114,10 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
             interfaces: Some(serving),
             vpc_networks: self.networks.known().to_vec(),
             problems: self.problems.clone(),
+            leaked: self.leaked.clone(),
+            waiting: census.waiting,
+            cooling: census.blocks.values().map(|used| used.cooling).sum(),
+            instance_type: self.instance_type(),
             attached: self.held().count() as u32,
             most_interfaces: self.limits.map_or(0, |limits| self.most_interfaces(limits, now)),
             total: stock.total,
@@ -116,6 +132,11 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
         });
     }
 
+    fn instance_type(&self) -> Option<String> {
+        let instance = self.instance.as_ref()?;
+        Some(instance.instance_type.clone())
+    }
+
     fn note_stranded(&mut self, stranded: &[std::net::IpAddr]) {
         // Those of an interface that serves no more pods, or that is doubted, are this node's all the same.
         let is_lost = |address: &&std::net::IpAddr| {
@@ -128,6 +149,7 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
         }
         let addresses: Vec<String> = stranded.iter().map(ToString::to_string).collect();
         let problem = Problem {
+            kind: Kind::Stranded,
             what: format!(
                 "pods have addresses that EC2 took from this node: {}",
                 addresses.join(", ")

@@ -6,7 +6,7 @@ use ipnetwork::IpNetwork;
 use tokio::time::Instant;
 
 use super::node::SETTLES;
-use super::problem::{Problem, Subject, of_call};
+use super::problem::{Kind, Problem, Subject, of_call};
 use super::{Ipam, Turn};
 use crate::ec2::{Amount, CallError, Ec2, EniId, Limits, Meaning, Metadata, SubnetId};
 use crate::home::Home;
@@ -169,7 +169,12 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
         let advice = "lower the kubelet's --max-pods, raise MAX_ENI, turn ENABLE_PREFIX_DELEGATION on, or take a larger \
                       instance type"
             .to_owned();
-        self.problems.note(&Subject::Room, Problem { what, advice });
+        let problem = Problem {
+            kind: Kind::Full,
+            what,
+            advice,
+        };
+        self.problems.note(&Subject::Room, problem);
     }
 
     /// One `/80` of the primary interface is more than any node needs.

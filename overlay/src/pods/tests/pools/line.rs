@@ -177,8 +177,8 @@ fn a_node_is_ready_as_long_as_a_pod_would_get_an_address_if_not_now() {
     let pods = node.open();
     let told = || pods.ready().err().map(|error| error.to_string());
     let one: &[(&str, u32)] = &[("10.0.0.1/32", 0)];
-    let none_yet = "this node has no pod subnet yet: its pool has no block yet";
-    let no_interfaces = "this node has no pod subnet yet: the machine has all its interfaces";
+    let none_yet = "this node has no addresses for pods yet: its pool has no block yet";
+    let no_interfaces = "this node has no addresses for pods yet: the machine has all its interfaces";
     let full = "no free address: 1 in use, and no more to come: the machine has all its interfaces";
     pods.serve_pool(pool(&[]));
     assert_eq!(told().as_deref(), Some(none_yet));

@@ -72,7 +72,7 @@ impl Inner {
             );
             return Some(Refusal::new("UnauthorizedOperation", message));
         }
-        None
+        self.weather.refused.get(&action).cloned()
     }
 
     fn bucket(&mut self, action: Action, rate: Rate, now: Instant) -> &mut Bucket {

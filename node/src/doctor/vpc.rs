@@ -1,0 +1,288 @@
+//! Pods with addresses of an AWS VPC: what the manager of addresses is refused, in the words in which it is told there,
+//! what the kernel has against the plan, and whether amazon-vpc-cni-k8s runs beside this agent.
+
+use std::collections::BTreeSet;
+
+use model::NodeName;
+use netlink::nft::Nft;
+use netlink::nft::ruleset::Ruleset;
+use netlink::{Netlink, nft};
+use overlay::pods::Assigned;
+use overlay::vpc::Plan;
+use overlay::vpc::audit::{self, AuditError, Difference, Part, Whose};
+use vpc_eni::ipam::Status;
+
+use super::finding;
+use super::network::pod_text;
+use crate::findings::{Finding, Severity};
+
+/// Pods that need no address of their own: those on the node's network. The peer's figures for `--max-pods` add as many.
+const ON_THE_NODES_NETWORK: u32 = 2;
+
+/// Where the peer's agent listens, since its 1.23.
+const PEERS_SOCKET: &str = "/aws-node/ipamd.sock";
+
+/// The state `SO_ACCEPTCON` of a socket in `/proc/net/unix`: it listens.
+const LISTENS: u32 = 1 << 16;
+
+/// What helps where every pass of the agent mends it.
+const MENDS: &str =
+    "the agent mends it when it sees the change: find who changes it (another agent, a script)";
+
+/// The peer's chains in table `nat`.
+const PEERS_CHAIN: &str = "AWS-SNAT-CHAIN-0";
+
+/// One finding for each thing that does not work, by its kind.
+#[must_use]
+pub fn problems(status: &Status) -> Vec<Finding> {
+    let told = status.problems.iter().map(|(subject, problem)| {
+        finding(
+            problem.kind.id(),
+            format!("VPC addresses: {subject}"),
+            problem.what.clone(),
+            &problem.advice,
+        )
+    });
+    told.collect()
+}
+
+/// Pods that have no address yet.
+#[must_use]
+pub fn waiting(status: &Status) -> Option<Finding> {
+    let Status {
+        waiting,
+        assigned,
+        total,
+        cooling,
+        ..
+    } = status;
+    (*waiting > 0).then(|| {
+        finding(
+            "vpc-pods-waiting",
+            "this node".to_owned(),
+            format!(
+                "{waiting} pods wait for an address: of {total} that the node has pods have {assigned}, and {cooling} cool \
+                 down"
+            ),
+            "see what else is found of VPC addresses; where nothing is, EC2 is slow: keep more ready (WARM_IP_TARGET, \
+             MINIMUM_IP_TARGET)",
+        )
+    })
+}
+
+/// Interfaces that cost addresses and serve nobody.
+#[must_use]
+pub fn leaked(status: &Status) -> Vec<Finding> {
+    let told = status.leaked.iter().map(|eni| Finding {
+        severity: Severity::Note,
+        ..finding(
+            "vpc-leaked-interface",
+            format!("interface {eni}"),
+            "it is attached to no instance: an agent that ended made it, or could not attach it".to_owned(),
+            "none is needed: this agent deletes it, and tries that every 20 minutes; where it stays, see what else is found of \
+             leaks",
+        )
+    });
+    told.collect()
+}
+
+/// A kubelet that takes more pods than the instance has addresses for.
+#[must_use]
+pub fn most_pods(node: &NodeName, most_pods: u32, status: &Status) -> Option<Finding> {
+    let most = status.most_addresses;
+    let instance_type = status.instance_type.as_deref().unwrap_or("this type");
+    (most > 0 && most_pods > most + ON_THE_NODES_NETWORK).then(|| Finding {
+        severity: Severity::Note,
+        ..finding(
+            "vpc-max-pods",
+            format!("Node {node}"),
+            format!(
+                "its kubelet takes {most_pods} pods, and an instance of {instance_type} has addresses for {most}: pods \
+                 beyond that wait here for one"
+            ),
+            "give the kubelet --max-pods of that and the pods on the node's own network; or turn \
+             ENABLE_PREFIX_DELEGATION on, raise MAX_ENI, or take a larger type",
+        )
+    })
+}
+
+/// One finding for each thing that the kernel does not have as planned.
+///
+/// # Errors
+/// When the kernel cannot be read.
+pub fn differences(plan: &Plan, pods: &[Assigned]) -> Result<Vec<Finding>, AuditError> {
+    let mut kernel = Netlink::open()?;
+    let mut found = audit::differences(&mut kernel, plan, pods)?;
+    found.extend(audit::reverse_paths(&mut kernel, plan)?);
+    found.extend(audit::translation(&mut kernel, &mut Nft::open()?, plan)?);
+    Ok(found.iter().map(told).collect())
+}
+
+fn told(difference: &Difference) -> Finding {
+    let Difference { part, whose, said } = difference;
+    let (id, repair) = match part {
+        Part::Rule => ("vpc-rule", MENDS),
+        Part::Table => ("vpc-table", MENDS),
+        Part::Device => ("vpc-device", MENDS),
+        Part::ReversePath => (
+            "vpc-rp-filter",
+            "answers from out of the VPC to pods of other interfaces are dropped: find what sets it (sysctl.d)",
+        ),
+        Part::Translation => ("vpc-translation", MENDS),
+        Part::PodRoute => ("pod-route", MENDS),
+        Part::PodDevice => (
+            "pod-device",
+            "ip link set DEVICE up; where it is gone, delete the pod: its device comes with a new one",
+        ),
+    };
+    let object = match whose {
+        Whose::Rule(rule) => format!("rule {rule}"),
+        Whose::Table(table) => format!("table {table}"),
+        Whose::Device(device) => format!("device {device}"),
+        Whose::ThisNode => "this node".to_owned(),
+        Whose::Pod(name, container) => pod_text(name.as_ref(), container),
+    };
+    finding(id, object, said.clone(), repair)
+}
+
+/// amazon-vpc-cni-k8s on the same node: both give pods addresses of the same interfaces, and its rules translate as well.
+///
+/// # Errors
+/// When the rules cannot be listed.
+pub fn peer() -> Result<Vec<Finding>, nft::Error> {
+    let sockets = std::fs::read_to_string("/proc/net/unix").unwrap_or_default();
+    let mut findings: Vec<Finding> = peers_socket(&sockets).into_iter().collect();
+    let nat = Nft::open()?.ruleset(|table| table == "nat")?;
+    findings.extend(peers_rules(&nat));
+    Ok(findings)
+}
+
+/// A socket is of its network namespace, whatever of the node's files is seen here.
+fn peers_socket(sockets: &str) -> Option<Finding> {
+    let listens = |line: &&str| {
+        let mut words = line.split_ascii_whitespace().skip(3);
+        let flags = words.next().and_then(|flags| u32::from_str_radix(flags, 16).ok());
+        flags.is_some_and(|flags| flags & LISTENS != 0)
+    };
+    let path = sockets
+        .lines()
+        .filter(listens)
+        .filter_map(|line| line.split_ascii_whitespace().nth(7))
+        .find(|path| path.ends_with(PEERS_SOCKET))?;
+    Some(finding(
+        "vpc-aws-node",
+        "DaemonSet kube-system/aws-node".to_owned(),
+        format!(
+            "it runs on this node as well: it listens at {path}, and gives pods addresses that this agent gives, too"
+        ),
+        "kubectl -n kube-system patch daemonset aws-node with a nodeSelector that no node has; or take this agent off the \
+         node",
+    ))
+}
+
+/// Its rules without it: an agent that went left them.
+fn peers_rules(nat: &Ruleset) -> Option<Finding> {
+    let families: BTreeSet<&str> = nat
+        .rules
+        .iter()
+        .filter(|(name, rules)| name.chain == PEERS_CHAIN && !rules.is_empty())
+        .map(|(name, _)| name.family.word())
+        .collect();
+    let family = families.first()?;
+    Some(finding(
+        "vpc-aws-node-rules",
+        format!("chain {family} nat {PEERS_CHAIN}"),
+        "rules of aws-node translate what leaves the VPC: they go by its settings, and by interfaces that it knew".to_owned(),
+        "take them away once no aws-node runs here: iptables -t nat -S | grep AWS-, then -D and -X; what is translated goes \
+         on here",
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status() -> Status {
+        Status {
+            total: 3,
+            assigned: 2,
+            cooling: 1,
+            most_addresses: 9,
+            instance_type: Some("t3.small".to_owned()),
+            ..Status::default()
+        }
+    }
+
+    #[test]
+    fn pods_that_wait_are_told_with_what_there_is() {
+        assert_eq!(waiting(&status()), None);
+        let told = waiting(&Status {
+            waiting: 2,
+            ..status()
+        });
+        let expected = "2 pods wait for an address: of 3 that the node has pods have 2, and 1 cool down";
+        assert_eq!(told.map(|finding| finding.evidence).as_deref(), Some(expected));
+    }
+
+    #[test]
+    fn a_kubelet_that_takes_more_pods_than_there_are_addresses_is_told() {
+        let told = |most, status: &Status| most_pods(&"n".into(), most, status).map(|told| told.evidence);
+        assert_eq!(told(11, &status()), None);
+        let evidence = told(12, &status()).expect("one");
+        assert!(
+            evidence
+                .starts_with("its kubelet takes 12 pods, and an instance of t3.small has addresses for 9"),
+            "{evidence}"
+        );
+        assert_eq!(told(110, &Status::default()), None, "nothing is known yet");
+    }
+
+    #[test]
+    fn the_peers_socket_counts_where_it_listens() {
+        let line = |flags: &str, path: &str| {
+            format!(
+                "Num       RefCount Protocol Flags    Type St Inode Path\n0000000000000000: 00000002 00000000 {flags} 0001 01 12345{path}\n"
+            )
+        };
+        let told = |flags, path| peers_socket(&line(flags, path)).map(|told| told.id);
+        let own = " /var/run/aws-node/ipamd.sock";
+        assert_eq!(told("00010000", own).as_deref(), Some("vpc-aws-node"));
+        assert_eq!(told("00000000", own), None, "a client's");
+        assert_eq!(told("00010000", " /run/causeway/cni.sock"), None);
+        assert_eq!(told("00010000", ""), None);
+    }
+
+    #[test]
+    fn what_differs_is_told_of_what_it_is_about() {
+        let row = |part, whose, id: &str, object: &str| {
+            let told = told(&Difference {
+                part,
+                whose,
+                said: "it is not there".to_owned(),
+            });
+            assert_eq!(
+                (told.id.as_str(), told.object.as_str(), told.evidence.as_str()),
+                (id, object, "it is not there")
+            );
+        };
+        let rule = Whose::Rule("512: to 10.0.0.5/32 table 254".to_owned());
+        row(Part::Rule, rule, "vpc-rule", "rule 512: to 10.0.0.5/32 table 254");
+        row(Part::Table, Whose::Table(2), "vpc-table", "table 2");
+        row(
+            Part::Device,
+            Whose::Device("eth1".into()),
+            "vpc-device",
+            "device eth1",
+        );
+        row(
+            Part::ReversePath,
+            Whose::Device("eth0".into()),
+            "vpc-rp-filter",
+            "device eth0",
+        );
+        row(Part::Translation, Whose::ThisNode, "vpc-translation", "this node");
+        let pod = || Whose::Pod(Some(model::ObjectName::new("default", "web")), "c1".into());
+        row(Part::PodRoute, pod(), "pod-route", "Pod default/web");
+        row(Part::PodDevice, pod(), "pod-device", "Pod default/web");
+    }
+}
