@@ -370,10 +370,7 @@ mod tests {
         let no_route = format!("no route of the main table leads to 10.0.1.9/32 by {name}");
         let is_down = format!("its device {name} is down");
         assert_eq!(said(&mut kernel), [no_route.clone(), is_down]);
-        assert_eq!(
-            take_up_pod_devices(&mut kernel, &pods).expect("it can"),
-            [name.clone()]
-        );
+        assert_eq!(take_up_pod_devices(&mut kernel, &pods).expect("it can"), [name]);
         assert_eq!(take_up_pod_devices(&mut kernel, &pods).expect("it can"), [""; 0]);
         let elsewhere = Route::on_link(POD.into(), index + 1, 4);
         kernel.routes.push(elsewhere.clone());

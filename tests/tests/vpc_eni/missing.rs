@@ -31,15 +31,15 @@ struct Row {
 /// How something is missed.
 enum Befalls {
     /// By an agent that starts with these variables in such weather.
-    AStart(&'static [(&'static str, &'static str)], fn(&mut Weather)),
+    Start(&'static [(&'static str, &'static str)], fn(&mut Weather)),
     /// By an agent that starts, and asks EC2 of another region.
-    AStartElsewhere,
+    StartElsewhere,
     /// By a pod that comes, in such weather: it needs another interface.
-    APod(fn(&mut Weather)),
+    Pod(fn(&mut Weather)),
     /// By a pod that comes to a subnet without addresses.
-    AFullSubnet,
+    FullSubnet,
     /// By a pod that comes, where the account may have no interface more.
-    AFullAccount,
+    FullAccount,
 }
 
 const NO_KEYS: &[(&str, &str)] = &[("AWS_EC2_METADATA_DISABLED", "true")];
@@ -47,13 +47,13 @@ const NO_KEYS: &[(&str, &str)] = &[("AWS_EC2_METADATA_DISABLED", "true")];
 const ROWS: [Row; 9] = [
     Row {
         name: "no credentials",
-        befalls: Befalls::AStart(NO_KEYS, |_| {}),
+        befalls: Befalls::Start(NO_KEYS, |_| {}),
         words: ["no credentials", "IRSA or Pod Identity"],
         id: "vpc-credentials",
     },
     Row {
         name: "a permission that every start needs",
-        befalls: Befalls::AStart(&KEYS, |weather| {
+        befalls: Befalls::Start(&KEYS, |weather| {
             weather.denied.insert(Action::DescribeSubnets);
         }),
         words: [
@@ -64,7 +64,7 @@ const ROWS: [Row; 9] = [
     },
     Row {
         name: "a permission that a pod needs",
-        befalls: Befalls::APod(|weather| {
+        befalls: Befalls::Pod(|weather| {
             weather.denied.insert(Action::CreateNetworkInterface);
         }),
         words: [
@@ -75,7 +75,7 @@ const ROWS: [Row; 9] = [
     },
     Row {
         name: "an instance type that EC2 does not know",
-        befalls: Befalls::AStart(&KEYS, |weather| {
+        befalls: Befalls::Start(&KEYS, |weather| {
             let refusal = Refusal::new("InvalidInstanceType", "they do not exist: [of.test]");
             weather.refused.insert(Action::DescribeInstanceTypes, refusal);
         }),
@@ -84,19 +84,19 @@ const ROWS: [Row; 9] = [
     },
     Row {
         name: "a subnet without addresses",
-        befalls: Befalls::AFullSubnet,
+        befalls: Befalls::FullSubnet,
         words: ["InsufficientFreeAddressesInSubnet", "kubernetes.io/role/cni=1"],
         id: "vpc-subnet-exhausted",
     },
     Row {
         name: "an account that may have no interface more",
-        befalls: Befalls::AFullAccount,
+        befalls: Befalls::FullAccount,
         words: ["NetworkInterfaceLimitExceeded", "MAX_ENI"],
         id: "vpc-interface-limit",
     },
     Row {
         name: "a security group that is gone",
-        befalls: Befalls::APod(|weather| {
+        befalls: Befalls::Pod(|weather| {
             let refusal = Refusal::new(
                 "InvalidGroup.NotFound",
                 "The security group 'sg-1' does not exist",
@@ -108,13 +108,13 @@ const ROWS: [Row; 9] = [
     },
     Row {
         name: "a metadata service that is turned off",
-        befalls: Befalls::AStart(&KEYS, |weather| weather.metadata.is_disabled = true),
+        befalls: Befalls::Start(&KEYS, |weather| weather.metadata.is_disabled = true),
         words: ["metadata service", "HttpEndpoint"],
         id: "vpc-metadata",
     },
     Row {
         name: "another region's EC2",
-        befalls: Befalls::AStartElsewhere,
+        befalls: Befalls::StartElsewhere,
         words: ["InvalidInstanceID.NotFound", "AWS_REGION"],
         id: "vpc-region",
     },
@@ -156,16 +156,16 @@ impl Row {
         let mut variables = KEYS.to_vec();
         let mut occupied = Vec::new();
         match &self.befalls {
-            Befalls::AStart(with, how) => {
+            Befalls::Start(with, how) => {
                 variables = with.to_vec();
                 world.cloud.set_weather(how);
             }
-            Befalls::AStartElsewhere => {}
-            Befalls::APod(how) => world.cloud.set_weather(how),
-            Befalls::AFullSubnet => occupied = fill(&world.cloud, &subnet)?,
-            Befalls::AFullAccount => world.cloud.limit_interfaces(world.cloud.interfaces().len()),
+            Befalls::StartElsewhere => {}
+            Befalls::Pod(how) => world.cloud.set_weather(how),
+            Befalls::FullSubnet => occupied = fill(&world.cloud, &subnet)?,
+            Befalls::FullAccount => world.cloud.limit_interfaces(world.cloud.interfaces().len()),
         }
-        let starts = matches!(self.befalls, Befalls::AStart(..) | Befalls::AStartElsewhere);
+        let starts = matches!(self.befalls, Befalls::Start(..) | Befalls::StartElsewhere);
         if starts {
             let entered = world.runtime.enter();
             let node = &mut world.nodes[0];
@@ -173,7 +173,7 @@ impl Row {
             let other = Server::start_on(&Cloud::new(2), listener)?;
             drop(entered);
             let endpoint = format!("http://{}", other.ec2());
-            if matches!(self.befalls, Befalls::AStartElsewhere) {
+            if matches!(self.befalls, Befalls::StartElsewhere) {
                 variables.push(("AWS_EC2_ENDPOINT", &endpoint));
             }
             node.agent = None;
@@ -237,7 +237,7 @@ impl Row {
             },
         );
         let waits = findings.iter().any(|[id, ..]| id == "vpc-pods-waiting");
-        let is_start = matches!(self.befalls, Befalls::AStart(..) | Befalls::AStartElsewhere);
+        let is_start = matches!(self.befalls, Befalls::Start(..) | Befalls::StartElsewhere);
         assert_eq!(waits, !is_start, "a pod that waits is found: {findings:?}");
         let twice = findings
             .iter()
