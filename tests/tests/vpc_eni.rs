@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use fake_vpc::fabric::{Drops, Place};
 use fake_vpc::{Cloud, Fabric, Server};
+use ipnetwork::IpNetwork;
 use serde_json::{Value, json};
 use tests::cluster::program;
 use tests::directory::Directory;
@@ -37,7 +38,7 @@ struct World {
     vpc: VpcId,
     _server: Server,
     _router: Host,
-    _runtime: Runtime,
+    runtime: Runtime,
 }
 
 struct Node {
@@ -48,7 +49,7 @@ struct Node {
     endpoints: [String; 2],
     instance: InstanceId,
     directory: Directory,
-    _api: FakeApi,
+    api: FakeApi,
     _ec2: Server,
     host: Host,
 }
@@ -107,7 +108,7 @@ impl World {
             vpc,
             _server: server,
             _router: router,
-            _runtime: runtime,
+            runtime: runtime,
         })
     }
 
@@ -169,7 +170,7 @@ impl Node {
             endpoints,
             instance,
             directory,
-            _api: api,
+            api,
             host,
             _ec2: ec2,
         })
@@ -414,6 +415,68 @@ fn pods_of_two_nodes_reach_each_other_and_leave_the_vpc_with_the_nodes_address()
             "nobody sends by an interface that is another's"
         );
     }
+    Ok(())
+}
+
+#[test]
+fn under_custom_networking_pods_have_addresses_of_the_eniconfigs_subnet() -> Result<()> {
+    if !privileged("under custom networking pods have addresses of the ENIConfig's subnet") {
+        return Ok(());
+    }
+    let variables = json!({
+        "AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG": "true",
+        "ENI_CONFIG_LABEL_DEF": "topology.kubernetes.io/zone",
+        "WARM_IP_TARGET": "1",
+        "MINIMUM_IP_TARGET": "1",
+    });
+    let mut world = World::build("vpc-custom", 1, &variables)?;
+    world.nodes[0].api.put(json!({
+        "apiVersion": "v1", "kind": "Node",
+        "metadata": {"name": "node-1", "labels": {"topology.kubernetes.io/zone": "eu-west-1a"}},
+        "status": {"allocatable": {"pods": "8"}},
+    }));
+    world.nodes[0].start_agent(&KEYS)?;
+    world.nodes[0].says(
+        "what is missing is named",
+        [
+            "there is no ENIConfig eu-west-1a",
+            "the Node's label topology.kubernetes.io/zone names",
+        ],
+    );
+    assert_eq!(world.interfaces(0).len(), 1, "nothing is guessed");
+    let network: IpNetwork = "172.30.9.0/24".parse()?;
+    let IpNetwork::V4(of_pods) = network else {
+        unreachable!("a network of IPv4")
+    };
+    let entered = world.runtime.enter();
+    let subnet = world
+        .cloud
+        .make_subnet(&world.vpc, of_pods, "eu-west-1a", Tags::new())?;
+    drop(entered);
+    world.nodes[0].api.put(json!({
+        "apiVersion": "crd.k8s.amazonaws.com/v1alpha1", "kind": "ENIConfig", "metadata": {"name": "eu-west-1a"},
+        "spec": {"subnet": subnet.0},
+    }));
+    world.nodes[0].await_status();
+    // Of two interfaces with three addresses each, since the primary one has none.
+    for number in 0..5 {
+        let address = world.nodes[0].add(&format!("pod-{number}"))?;
+        assert!(network.contains(address), "{address}");
+    }
+    let interfaces = world.cloud.interfaces_of(&world.nodes[0].instance).into_iter();
+    let primary = interfaces
+        .map(|interface| interface.eni)
+        .find(|eni| eni.attachment.as_ref().is_some_and(|at| at.device_index == 0))
+        .context("it has one")?;
+    assert_eq!(primary.secondary, Vec::<std::net::Ipv4Addr>::new());
+    let rules = || world.nodes[0].ip(&["rule"]).unwrap_or_default();
+    wait::until_value("each pod has its rules", SOON, rules, |rules| {
+        rules.matches("512:").count() == 5 && rules.matches("1536:").count() == 5
+    });
+    for pod in 0..5 {
+        assert_eq!(world.seen_outside(0, pod)?, IpAddr::V4(primary.primary));
+    }
+    assert_eq!(world.fabric.drops()?, Drops::default());
     Ok(())
 }
 

@@ -7,6 +7,7 @@
 //! ```
 
 mod introspection;
+mod parts;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -27,7 +28,8 @@ use vpc_eni::ipam::{Ipam, Status};
 use vpc_eni::settings::{Randomize, Settings};
 use vpc_eni_sdk::{Client, ImdsMetadata};
 
-pub use introspection::serve as serve_introspection;
+use introspection::serve as serve_introspection;
+pub use parts::start;
 
 use super::pod_network::Pods;
 use super::supervisor::Part;
@@ -71,6 +73,8 @@ pub struct Manager {
     pub state_dir: PathBuf,
     /// Who has which address.
     pub pods: Pods,
+    /// What the cluster says of the node.
+    pub facts: watch::Sender<Facts>,
     /// Where it tells how it stands.
     pub told: Told,
 }
@@ -92,17 +96,12 @@ impl Manager {
         client.endpoint = settings.ec2_endpoint.clone().or(client.endpoint);
         let client = Client::new(client).await?;
         let home = NodeHome::new(pods, &settings);
-        // Whether the node takes pods is not asked for: what it has stays with it, and pods that come are served.
-        let facts = watch::Sender::new(Facts {
-            max_pods: self.section.max_pods,
-            ..Facts::default()
-        });
         let (manager, status) = Ipam::new(
             client,
             metadata,
             home,
             settings.clone(),
-            facts.subscribe(),
+            self.facts.subscribe(),
             &self.state_dir,
         )?;
         tokio::select! {
