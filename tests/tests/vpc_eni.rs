@@ -2,6 +2,9 @@
 //! when an interface is attached, a router that drops what an interface does not own, pods that the CNI plugin wires. Needs
 //! root.
 
+#[path = "vpc_eni/taken_over.rs"]
+mod taken_over;
+
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::PathBuf;
@@ -159,7 +162,7 @@ impl Node {
             "stateDir": path("state"),
             "healthBind": "127.0.0.1:10256",
             "metricsBind": "127.0.0.1:10249",
-            "vpcEni": {"variables": variables},
+            "vpcEni": {"variables": variables, "awsNodeDir": path("aws-node")},
             "cni": {"socket": path("cni.sock"), "confDir": path("net.d")},
         });
         let config = directory.write("node.yaml", &config.to_string());

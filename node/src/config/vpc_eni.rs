@@ -1,6 +1,7 @@
 //! The section `vpcEni`.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use vpc_eni::settings::Settings;
@@ -18,10 +19,18 @@ pub struct VpcEni {
     /// Whether packets are dropped that a pod sends from an address that is not its own. Default: true.
     #[serde(default = "yes")]
     pub anti_spoofing: bool,
+    /// Where `aws-node` (amazon-vpc-cni-k8s) has its socket and remembers whom it gave addresses: pods that it connected
+    /// before are taken over, and nothing is given as long as it runs. Default: `/var/run/aws-node`.
+    #[serde(default = "aws_node_dir")]
+    pub aws_node_dir: PathBuf,
 }
 
 const fn yes() -> bool {
     true
+}
+
+fn aws_node_dir() -> PathBuf {
+    "/var/run/aws-node".into()
 }
 
 impl VpcEni {

@@ -19,6 +19,7 @@
 //! - the answer of a pod that was reached by a port of the node: the request came by the primary interface, which gave
 //!   its connection the same mark.
 
+pub mod aws_node;
 pub mod plan;
 mod reconcile;
 mod run;

@@ -6,6 +6,7 @@
 //!                             └─ interfaces ─► overlay::vpc ─► rules, tables, translation
 //! ```
 
+mod former;
 mod introspection;
 mod parts;
 
@@ -28,6 +29,7 @@ use vpc_eni::ipam::{Ipam, Status};
 use vpc_eni::settings::{Randomize, Settings};
 use vpc_eni_sdk::{Client, ImdsMetadata};
 
+pub use former::Former;
 use introspection::serve as serve_introspection;
 pub use parts::start;
 
@@ -73,6 +75,8 @@ pub struct Manager {
     pub state_dir: PathBuf,
     /// Who has which address.
     pub pods: Pods,
+    /// Who gave addresses here before.
+    pub former: Former,
     /// What the cluster says of the node.
     pub facts: watch::Sender<Facts>,
     /// Where it tells how it stands.
@@ -90,6 +94,7 @@ impl Manager {
             bail!("the environment cannot be used: {}", refused.join("; "));
         }
         let pods = self.pods.open().await?;
+        self.former.take_over(&pods, &part).await?;
         pods.wait_for("the instance's network interfaces are asked for".to_owned());
         let metadata = ImdsMetadata::new(None)?;
         let mut client = vpc_eni_sdk::Settings::from_env(region(&metadata).await?);

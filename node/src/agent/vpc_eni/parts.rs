@@ -4,7 +4,7 @@ use anyhow::Context;
 use tokio::sync::watch;
 use vpc_eni::home::Facts;
 
-use super::{Manager, Told, keep_ways, serve_introspection};
+use super::{Former, Manager, Told, keep_ways, serve_introspection};
 use crate::agent::report::Sources;
 use crate::agent::supervisor::Supervisor;
 use crate::agent::{api_source, start_cni};
@@ -22,8 +22,10 @@ pub fn start(
     let (Some(section), Some(pods)) = (&config.vpc_eni, sources.pods.clone()) else {
         return;
     };
+    let former = Former::of(config, section);
     let manager = Manager {
         section: section.clone(),
+        former: former.clone(),
         state_dir: config.state_dir.clone(),
         pods: pods.clone(),
         facts: start_facts(supervisor, config, section, sources),
@@ -31,6 +33,12 @@ pub fn start(
     };
     supervisor.start("vpc-addresses", move |part, shutdown| {
         manager.clone().run(part, shutdown)
+    });
+    let (leaving, is_ready, ways) = (former.clone(), ready.subscribe(), told.ways.subscribe());
+    supervisor.start("aws-node", move |part, shutdown| {
+        leaving
+            .clone()
+            .remove(is_ready.clone(), ways.clone(), part, shutdown)
     });
     let (anti_spoofing, network_pods) = (section.anti_spoofing, pods.clone());
     supervisor.start("vpc-ways", move |part, shutdown| {
@@ -46,7 +54,15 @@ pub fn start(
     let (section, told_pods, status) = (section.clone(), pods.clone(), sources.vpc_eni.clone());
     supervisor.start("vpc-introspection", move |part, shutdown| {
         let (section, pods, status) = (section.clone(), told_pods.clone(), status.clone());
+        let former = former.clone();
         async move {
+            if shutdown
+                .run_until_cancelled(former.is_taken_over())
+                .await
+                .is_none()
+            {
+                return Ok(());
+            }
             let status = status.context("invariant: it is there where the section is")?;
             serve_introspection(section, status, pods, part, shutdown).await
         }
