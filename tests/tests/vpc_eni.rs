@@ -111,7 +111,7 @@ impl World {
             vpc,
             _server: server,
             _router: router,
-            runtime: runtime,
+            runtime,
         })
     }
 

@@ -331,14 +331,15 @@ fn pods_that_no_checkpoint_tells_of_keep_their_addresses() -> Result<()> {
     if !privileged("pods that no checkpoint tells of keep their addresses") {
         return Ok(());
     }
-    let torn = |text: String| text[..text.len() / 2].to_owned();
-    let of_the_future = |text: String| text.replace("vpc-cni-ipam/1", "vpc-cni-ipam/2");
-    let rows: [(&str, fn(String) -> String); 2] = [("torn", torn), ("of the future", of_the_future)];
-    for (what, becomes) in rows {
+    for (what, version, part) in [
+        ("torn", "vpc-cni-ipam/1", 2),
+        ("of the future", "vpc-cni-ipam/2", 1),
+    ] {
         let mut world = World::build("vpc-lost", 1, &variables())?;
         let left = leave_pods(&mut world)?;
         let path = world.nodes[0].directory.path().join("aws-node/ipam.json");
-        fs::write(path, becomes(left.checkpoint()))?;
+        let text = left.checkpoint().replace("vpc-cni-ipam/1", version);
+        fs::write(path, &text[..text.len() / part])?;
         let mut connection = Connection::open(&world)?;
         world.nodes[0].start_agent(&KEYS)?;
         world.nodes[0].await_status();
