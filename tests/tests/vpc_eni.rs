@@ -8,6 +8,8 @@ mod doctor;
 mod faults;
 #[path = "vpc_eni/missing.rs"]
 mod missing;
+#[path = "vpc_eni/taken_over.rs"]
+mod taken_over;
 #[path = "vpc_eni/world.rs"]
 mod world;
 
@@ -17,8 +19,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use fake_vpc::fabric::Drops;
+use ipnetwork::IpNetwork;
 use serde_json::{Value, json};
 use tests::{privileged, wait};
+use vpc_eni::ec2::Tags;
 
 use world::{KEYS, PORT, SOON, World};
 
@@ -175,6 +179,70 @@ fn pods_of_two_nodes_reach_each_other_and_leave_the_vpc_with_the_nodes_address()
             "nobody sends by an interface that is another's"
         );
     }
+    Ok(())
+}
+
+#[test]
+fn under_custom_networking_pods_have_addresses_of_the_eniconfigs_subnet() -> Result<()> {
+    if !privileged("under custom networking pods have addresses of the ENIConfig's subnet") {
+        return Ok(());
+    }
+    let variables = json!({
+        "AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG": "true",
+        "ENI_CONFIG_LABEL_DEF": "topology.kubernetes.io/zone",
+        "WARM_IP_TARGET": "1",
+        "MINIMUM_IP_TARGET": "1",
+    });
+    let mut world = World::build("vpc-custom", 1, &variables)?;
+    world.nodes[0].api.put(json!({
+        "apiVersion": "v1", "kind": "Node",
+        "metadata": {"name": "node-1", "labels": {"topology.kubernetes.io/zone": "eu-west-1a"}},
+        "status": {"allocatable": {"pods": "8"}},
+    }));
+    world.nodes[0].start_agent(&KEYS)?;
+    world.nodes[0].says(
+        "what is missing is named",
+        [
+            "there is no ENIConfig eu-west-1a",
+            "the Node's label topology.kubernetes.io/zone names",
+        ],
+    );
+    assert_eq!(world.interfaces(0).len(), 1, "nothing is guessed");
+    let network: IpNetwork = "172.30.9.0/24".parse()?;
+    let IpNetwork::V4(of_pods) = network else {
+        unreachable!("a network of IPv4")
+    };
+    let entered = world.runtime.enter();
+    let subnet = world
+        .cloud
+        .make_subnet(&world.vpc, of_pods, "eu-west-1a", Tags::new())?;
+    drop(entered);
+    world.nodes[0].api.put(json!({
+        "apiVersion": "crd.k8s.amazonaws.com/v1alpha1", "kind": "ENIConfig", "metadata": {"name": "eu-west-1a"},
+        "spec": {"subnet": subnet.0},
+    }));
+    world.nodes[0].await_status();
+    // Of two interfaces with three addresses each, since the primary one has none.
+    for number in 0..5 {
+        let address = world.nodes[0].add(&format!("pod-{number}"))?;
+        assert!(network.contains(address), "{address}");
+    }
+    let interfaces = world.cloud.interfaces_of(&world.nodes[0].instance).into_iter();
+    let primary = interfaces
+        .map(|interface| interface.eni)
+        .find(|eni| eni.attachment.as_ref().is_some_and(|at| at.device_index == 0))
+        .context("it has one")?;
+    assert_eq!(primary.secondary, Vec::<std::net::Ipv4Addr>::new());
+    let rules = world.nodes[0].ip(&["rule"])?;
+    assert_eq!(
+        ["512:", "1536:"].map(|rule| rules.matches(rule).count()),
+        [5, 5],
+        "{rules}"
+    );
+    for pod in 0..5 {
+        assert_eq!(world.seen_outside(0, pod)?, IpAddr::V4(primary.primary));
+    }
+    assert_eq!(world.fabric.drops()?, Drops::default());
     Ok(())
 }
 

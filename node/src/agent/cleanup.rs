@@ -20,6 +20,7 @@ use overlay::pods::PodNetwork;
 use overlay::uninstall::{Places, Remembered, live_pods, release_lease, uninstall};
 use proxy::{Chains, Proxy};
 use tokio_util::sync::CancellationToken;
+use vpc_eni::undertaking::{self, Undertakings};
 
 use super::{LOCK, cni, dns_address, dns_feed, ip_families, own_state_dir, pod_network, socket, sysctls};
 use crate::ask::SOCKET;
@@ -263,8 +264,24 @@ fn unrecorded(config: &Config, tunnels: &[String], was_there: bool) -> Option<St
     ))
 }
 
+/// What was begun at EC2 and is not known to have ended, which nobody will end from here.
+fn forget_undertakings(state_dir: &Path, removal: &mut Removal) {
+    let path = state_dir.join(undertaking::FILE);
+    if !path.exists() {
+        return;
+    }
+    if let Ok(undertakings) = Undertakings::open(state_dir) {
+        let open = undertakings.open_ones().iter().map(|open| format!("{open:?}"));
+        removal.left.extend(open.map(|open| {
+            format!("interfaces at EC2, as far as this was begun (other nodes of the VPC remove those that nobody has): {open}")
+        }));
+    }
+    removal.add("files", remove_file(&path));
+}
+
 /// Other files in our directories are not ours, and keep them there.
 fn remove_state(config: &Config, removal: &mut Removal) {
+    forget_undertakings(&config.state_dir, removal);
     let deletions = cni::deletions(&config.cni.socket);
     add(removal, "directories", remove_tombstones(&deletions));
     removal.add("sockets", socket::remove(&config.state_dir.join(SOCKET)));

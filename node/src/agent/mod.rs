@@ -143,7 +143,15 @@ pub async fn run(loaded: Loaded, shutdown: CancellationToken) -> anyhow::Result<
     start_sysctls(&mut supervisor, &sources);
     start_policies(&mut supervisor, &config, events.clone(), &sources);
     start_startup_taint(&mut supervisor, &config, &sources);
-    start_vpc_eni(&mut supervisor, &config, told.ready.clone(), vpc_told, &sources);
+    if let Some(told_by_vpc) = vpc_told {
+        vpc_eni::start(
+            &mut supervisor,
+            &config,
+            told.ready.clone(),
+            told_by_vpc,
+            &sources,
+        );
+    }
     start_network(&mut supervisor, &config, told, readiness, &sources);
     start_proxy(&mut supervisor, events, dns_answers, &sources);
     start_dns(&mut supervisor, &config, answered, &sources);
@@ -341,48 +349,6 @@ fn start_network(
     supervisor.start("overlay", move |part, shutdown| {
         let (settings, pods) = (settings.clone(), overlay_pods.clone());
         pod_network::run(settings, pods, told.clone(), part, shutdown)
-    });
-    start_cni(supervisor, config, pods, sources);
-}
-
-/// Pods with addresses of an AWS VPC: who has EC2 asked for them, and who has the kernel lead to them.
-fn start_vpc_eni(
-    supervisor: &mut Supervisor,
-    config: &Config,
-    ready: watch::Sender<bool>,
-    told: Option<vpc_eni::Told>,
-    sources: &Sources,
-) {
-    let (Some(section), Some(pods), Some(told)) = (&config.vpc_eni, sources.pods.clone(), told) else {
-        return;
-    };
-    let manager = vpc_eni::Manager {
-        section: section.clone(),
-        state_dir: config.state_dir.clone(),
-        pods: pods.clone(),
-        told: told.clone(),
-    };
-    supervisor.start(vpc_eni::PART, move |part, shutdown| {
-        manager.clone().run(part, shutdown)
-    });
-    let (anti_spoofing, network_pods) = (section.anti_spoofing, pods.clone());
-    supervisor.start("vpc-ways", move |part, shutdown| {
-        vpc_eni::keep_ways(
-            anti_spoofing,
-            network_pods.clone(),
-            told.clone(),
-            ready.clone(),
-            part,
-            shutdown,
-        )
-    });
-    let (section, told_pods, status) = (section.clone(), pods.clone(), sources.vpc_eni.clone());
-    supervisor.start("vpc-introspection", move |part, shutdown| {
-        let (section, pods, status) = (section.clone(), told_pods.clone(), status.clone());
-        async move {
-            let status = status.context("invariant: it is there where the section is")?;
-            vpc_eni::serve_introspection(section, status.status, pods, part, shutdown).await
-        }
     });
     start_cni(supervisor, config, pods, sources);
 }

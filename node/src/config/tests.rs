@@ -569,10 +569,6 @@ fn what_does_not_go_with_addresses_of_a_vpc_is_named() {
             "WARM_ENI_TARGET=many: is not a number of 0 to 65536",
         ),
         (
-            "AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG: \"true\"",
-            "AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG: the agent does not read ENIConfigs yet",
-        ),
-        (
             "AWS_VPC_K8S_CNI_VETHPREFIX: vpc",
             "AWS_VPC_K8S_CNI_VETHPREFIX: pods' devices are called eni… here",
         ),

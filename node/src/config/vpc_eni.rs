@@ -1,6 +1,7 @@
 //! The section `vpcEni`.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use vpc_eni::settings::Settings;
@@ -13,15 +14,23 @@ pub struct VpcEni {
     /// own environment, which has the same names. Default: none, and that is one warm interface.
     pub variables: BTreeMap<String, String>,
     /// How many pods the kubelet takes (`--max-pods`): more addresses than that are not kept ready. Default: as many as
-    /// the instance can have.
+    /// the Node says (`status.allocatable.pods`).
     pub max_pods: Option<u32>,
     /// Whether packets are dropped that a pod sends from an address that is not its own. Default: true.
     #[serde(default = "yes")]
     pub anti_spoofing: bool,
+    /// Where `aws-node` (amazon-vpc-cni-k8s) has its socket and remembers whom it gave addresses: pods that it connected
+    /// before are taken over, and nothing is given as long as it runs. Default: `/var/run/aws-node`.
+    #[serde(default = "aws_node_dir")]
+    pub aws_node_dir: PathBuf,
 }
 
 const fn yes() -> bool {
     true
+}
+
+fn aws_node_dir() -> PathBuf {
+    "/var/run/aws-node".into()
 }
 
 impl VpcEni {
@@ -33,10 +42,6 @@ impl VpcEni {
         let (settings, refused) = Settings::from_variables(variables);
         let defaults = Settings::default();
         let not_here = [
-            (
-                settings.custom_networking.is_some(),
-                "AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG: the agent does not read ENIConfigs yet",
-            ),
             (
                 settings.veth_prefix != defaults.veth_prefix,
                 "AWS_VPC_K8S_CNI_VETHPREFIX: pods' devices are called eni… here",

@@ -14,6 +14,7 @@
 //! - [`events`]: what is wrong with objects, for whoever looks at them with kubectl.
 //! - [`network_policies`]: that there are some, and nobody enforces them.
 //! - [`own_node`], [`startup_taint`]: what is written to this node's own object.
+//! - [`vpc_facts`]: what an AWS VPC's addresses for this node's pods depend on.
 //! - [`kubeconfig`]: which cluster is meant where nobody says.
 //! - [`objects`], [`commands`]: any object, and commands in containers, for who asks once.
 //!
@@ -42,6 +43,7 @@ mod status;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod vpc_facts;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -67,6 +69,7 @@ pub use objects::{Objects, ObjectsError};
 pub use own_node::OwnNode;
 pub use startup_taint::StartupTaint;
 pub use status::{KindStatus, Status};
+pub use vpc_facts::VpcFacts;
 
 use crate::backoff::Backoff;
 use stream::{Ended, Observed, watch_kind};

@@ -37,7 +37,7 @@ pub struct Assigned {
     pub netns: String,
     /// The pod, where the runtime told.
     pub pod: Option<ObjectName>,
-    /// Its MAC address, where the runtime asked for one.
+    /// Its MAC address, where the runtime asked for one, or another plugin gave it one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mac: Option<MacAddr>,
     /// Ports of the node that lead to it.
@@ -50,6 +50,9 @@ pub struct Assigned {
     /// ([`wiring::ifname_by_key`](super::wiring::ifname_by_key)). It stays what it was when the pod was made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) host_ifname: Option<String>,
+    /// MAC address of that device, where another plugin wired the pod: inside, it is the gateway's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) host_mac: Option<MacAddr>,
     /// The boot of the machine that it was made in (`/proc/sys/kernel/random/boot_id`): after another boot it is
     /// gone, unless its namespace is there.
     pub boot: String,
@@ -67,6 +70,7 @@ impl Assigned {
             port_mappings: Vec::new(),
             bandwidth: Bandwidth::default(),
             host_ifname: None,
+            host_mac: None,
             boot: String::new(),
         };
         for address in addresses.values() {

@@ -8,6 +8,7 @@
 //! - `state` decides, `addresses` is the bookkeeping, `log` the file under it, `pool` and `line` are what pools need.
 
 mod addresses;
+mod adopted;
 mod clock;
 mod error;
 mod leading;
@@ -32,6 +33,7 @@ use netlink::{AbsentIsFine, Kernel, Netlink};
 use tokio::sync::watch;
 
 pub use addresses::{Assigned, AttachmentKey};
+pub use adopted::Adopted;
 pub use clock::{Clock, Now};
 pub use error::PodError;
 pub(crate) use leading::{Asked, Standing};

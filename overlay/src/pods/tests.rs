@@ -6,6 +6,7 @@ use model::wiring::{Bandwidth, RateLimit};
 
 use super::*;
 
+mod adopted;
 mod pools;
 
 struct Place(PathBuf);

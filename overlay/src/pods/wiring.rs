@@ -42,7 +42,7 @@ pub fn plan_pod(assigned: &Assigned, mtu: Mtu) -> WiringPlan {
     });
     WiringPlan {
         host_ifname: host_ifname(assigned),
-        host_mac: host_mac(&assigned.key),
+        host_mac: assigned.host_mac.unwrap_or_else(|| host_mac(&assigned.key)),
         pod_ifname: assigned.key.ifname.clone(),
         pod_mac: pod_mac(assigned),
         mtu,
@@ -95,7 +95,7 @@ fn hex(digest: impl AsRef<[u8]>, digits: usize) -> String {
     text
 }
 
-/// MAC address of the device on the node's side.
+/// MAC address of the device on the node's side, of interfaces that are wired here.
 #[must_use]
 pub fn host_mac(key: &AttachmentKey) -> MacAddr {
     mac(key, "host")

@@ -21,6 +21,7 @@
 //!   its connection the same mark.
 
 pub mod audit;
+pub mod aws_node;
 pub mod plan;
 mod reconcile;
 mod run;

@@ -77,7 +77,7 @@ pub struct Facts {
     /// Whether pods come to it: `spec.unschedulable` is not set.
     pub is_schedulable: bool,
     /// The `ENIConfig` that it names; under custom networking there are no interfaces without.
-    pub eni_config: Option<EniConfig>,
+    pub eni_config: Result<EniConfig, NoEniConfig>,
 }
 
 impl Default for Facts {
@@ -85,7 +85,68 @@ impl Default for Facts {
         Self {
             max_pods: None,
             is_schedulable: true,
-            eni_config: None,
+            eni_config: Err(NoEniConfig::Unread),
+        }
+    }
+}
+
+impl Facts {
+    /// What is known before the cluster was asked. Nothing is kept ready by what nobody knows yet; pods that come are
+    /// served.
+    #[must_use]
+    pub const fn unread(max_pods: Option<u32>) -> Self {
+        Self {
+            max_pods,
+            is_schedulable: false,
+            eni_config: Err(NoEniConfig::Unread),
+        }
+    }
+}
+
+/// Why there is no `ENIConfig` for the node.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoEniConfig {
+    /// The cluster did not tell yet.
+    #[error("the node's ENIConfig is not read yet")]
+    Unread,
+    /// The node is not the cluster's.
+    #[error("the cluster has no Node {0}, which would name an ENIConfig")]
+    NoNode(String),
+    /// Nobody made it.
+    #[error("there is no ENIConfig {name}, which {named_by}")]
+    Missing {
+        /// `metadata.name`.
+        name: String,
+        /// Who names it.
+        named_by: NamedBy,
+    },
+    /// It does not say what it must.
+    #[error("the ENIConfig {name} cannot be used: {why}")]
+    Unusable {
+        /// `metadata.name`.
+        name: String,
+        /// What is wrong with it.
+        why: String,
+    },
+}
+
+/// What names a node's `ENIConfig`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NamedBy {
+    /// The Node's label of this key.
+    Label(String),
+    /// The Node's annotation of this key.
+    Annotation(String),
+    /// Neither: it is `default` then. The key of the label that could.
+    Nobody(String),
+}
+
+impl std::fmt::Display for NamedBy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Label(key) => write!(f, "the Node's label {key} names"),
+            Self::Annotation(key) => write!(f, "the Node's annotation {key} names"),
+            Self::Nobody(_) => f.write_str("is meant where the Node names none"),
         }
     }
 }

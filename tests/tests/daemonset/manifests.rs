@@ -18,15 +18,23 @@ use tests::cluster::{everything, program};
 use tests::directory::Directory;
 use tests::kubectl;
 
-pub const OVERLAYS: [&str; 5] = ["vxlan", "host-gw", "proxy-only", "dns-only", "cni-only"];
-/// What takes them off again.
-const UNINSTALL: &str = "uninstall";
-const ALL: [&str; 6] = [
+pub const OVERLAYS: [&str; 6] = [
     "vxlan",
     "host-gw",
     "proxy-only",
     "dns-only",
     "cni-only",
+    "vpc-eni",
+];
+/// What takes them off again.
+const UNINSTALL: &str = "uninstall";
+const ALL: [&str; 7] = [
+    "vxlan",
+    "host-gw",
+    "proxy-only",
+    "dns-only",
+    "cni-only",
+    "vpc-eni",
     UNINSTALL,
 ];
 
@@ -34,11 +42,16 @@ const ALL: [&str; 6] = [
 const OLDEST_KUBECTL: u32 = 27;
 
 /// Which overlays the first column of the tables below means.
-const SETS: [(&str, &[&str]); 6] = [
+const SETS: [(&str, &[&str]); 8] = [
     ("all", &OVERLAYS),
     ("network", &["vxlan", "host-gw", "cni-only"]),
     ("proxy", &["vxlan", "host-gw", "proxy-only"]),
-    ("either", &["vxlan", "host-gw", "proxy-only", "cni-only"]),
+    ("pods", &["vxlan", "host-gw", "cni-only", "vpc-eni"]),
+    (
+        "either",
+        &["vxlan", "host-gw", "proxy-only", "cni-only", "vpc-eni"],
+    ),
+    ("vpc", &["vpc-eni"]),
     ("dns", &["vxlan", "host-gw", "dns-only"]),
     (UNINSTALL, &[UNINSTALL]),
 ];
@@ -53,6 +66,7 @@ all     | causeway-node         | servicecidrs.networking.k8s.io   | list watch 
 all     | causeway-node         | events                           | create patch | says what is not served
 network | causeway-node-network | nodes/status                     | patch        | annotations, NetworkUnavailable
 network | causeway-node-network | networkpolicies.networking.k8s.io | list watch  | says that nobody enforces them
+vpc     | causeway-node-vpc-eni | eniconfigs.crd.k8s.amazonaws.com | list watch   | whose subnet pods get addresses of
 ";
 
 /// Capabilities: overlays, container, capability, and what for.
@@ -73,9 +87,10 @@ all       | agent       | /proc/sys/net          | rw | settings: the container'
 proxy     | agent       | /sys/fs/bpf            | rw | pins outlive it
 proxy     | agent       | /sys/fs/cgroup         | ro | where the socket hook is attached
 either    | agent       | /run/netns             | ro | pods' network namespaces
-network   | agent       | /etc/cni/net.d         | rw | the plugin's configuration
+pods      | agent       | /etc/cni/net.d         | rw | the plugin's configuration
 network   | agent       | /run/flannel           | rw | subnet.env
-network   | install-cni | /opt/cni/bin           | rw | the plugin
+vpc       | agent       | /var/run/aws-node      | ro | whom aws-node connected, and whether it runs
+pods      | install-cni | /opt/cni/bin           | rw | the plugin
 dns       | dns         | /run/causeway/dns      | ro | the agent's feed, and no other socket
 dns       | dns         | /var/lib/causeway/dns  | rw | the last good snapshot
 uninstall | cleanup     | /var/lib/causeway/node | rw | tells what is ours
@@ -283,6 +298,21 @@ fn a_service_for_the_dns_servers_selects_them_at_the_address_that_they_have() {
     assert_eq!(config["dns"]["address"], json!(spec.cluster_ip));
 }
 
+/// What an agent asks of EC2 and what its policy lets it are the same.
+#[test]
+fn the_iam_policy_has_the_actions_that_the_agent_takes_and_no_other() {
+    let text = fs::read_to_string(overlay("vpc-eni").join("iam-policy.json")).expect("there");
+    let policy: Value = serde_json::from_str(&text).expect("JSON");
+    let statements = policy["Statement"].as_array().into_iter().flatten();
+    let actions = statements.flat_map(|statement| {
+        assert_eq!(statement["Effect"], "Allow");
+        statement["Action"].as_array().into_iter().flatten()
+    });
+    let found: BTreeSet<_> = actions.filter_map(Value::as_str).map(str::to_owned).collect();
+    let wanted = vpc_eni::ec2::Action::ALL.map(|action| format!("ec2:{action}"));
+    assert_eq!(found, wanted.into());
+}
+
 #[test]
 fn the_overlay_of_ones_own_that_the_readme_shows_is_one() {
     let directory = Directory::new("own-overlay");
@@ -322,6 +352,35 @@ fn the_overlay_of_ones_own_that_the_readme_shows_is_one() {
         "{files:?}"
     );
     assert_eq!(files.len(), expected.len(), "{files:?}");
+}
+
+#[test]
+fn the_role_that_vpc_eni_md_shows_is_the_agents() {
+    let directory = Directory::new("role");
+    let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../node/deploy");
+    let page = fs::read_to_string(deploy.join("VPC-ENI.md")).expect("there");
+    let (_, shown) = page.split_once("```yaml\n").expect("it shows one");
+    let (shown, _) = shown.split_once("```").expect("its end");
+    let _ = directory.write(
+        "kustomization.yaml",
+        &shown.replace("causeway/node/deploy", &deploy_from(directory.path())),
+    );
+    let _ = directory.write("node.yaml", "vpcEni: {variables: {WARM_IP_TARGET: \"2\"}}\n");
+    let objects = objects_at(directory.path());
+    let accounts: Vec<ServiceAccount> = of_kind(&objects, "ServiceAccount");
+    let annotations: Vec<_> = accounts
+        .into_iter()
+        .map(|account| account.metadata.annotations)
+        .collect();
+    let role = (
+        "eks.amazonaws.com/role-arn",
+        "arn:aws:iam::111122223333:role/causeway-node",
+    );
+    let expected = BTreeMap::from([(role.0.to_owned(), role.1.to_owned())]);
+    assert_eq!(annotations, [Some(expected)]);
+    let maps = of_kind::<ConfigMap>(&objects, "ConfigMap").into_iter();
+    let files: Vec<_> = maps.filter_map(|map| map.data?.remove("node.yaml")).collect();
+    assert_eq!(files, ["vpcEni: {variables: {WARM_IP_TARGET: \"2\"}}\n"]);
 }
 
 #[test]

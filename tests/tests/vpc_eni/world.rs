@@ -193,7 +193,7 @@ impl Node {
             "stateDir": path("state"),
             "healthBind": "127.0.0.1:10256",
             "metricsBind": "127.0.0.1:10249",
-            "vpcEni": {"variables": variables},
+            "vpcEni": {"variables": variables, "awsNodeDir": path("aws-node")},
             "cni": {"socket": path("cni.sock"), "confDir": path("net.d")},
         });
         let config = directory.write("node.yaml", &config.to_string());

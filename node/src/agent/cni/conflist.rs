@@ -34,15 +34,30 @@ pub fn write(directory: &Path, socket: &Path) -> anyhow::Result<PathBuf> {
 pub fn remove(directory: &Path) -> anyhow::Result<bool> {
     let path = directory.join(NAME);
     let fresh = remove_if_there(&successor(&path))?;
-    let text = match std::fs::read_to_string(&path) {
+    let removed = remove_of(&path, PLUGIN)?;
+    Ok(fresh || removed)
+}
+
+/// What amazon-vpc-cni-k8s calls its own, which comes before ours.
+const OF_AWS_NODE: &str = "10-aws.conflist";
+
+/// Removes amazon-vpc-cni-k8s's file, if it is of its plugin. Whether there was one.
+///
+/// # Errors
+/// When it cannot be read or removed.
+pub fn remove_of_aws_node(directory: &Path) -> anyhow::Result<bool> {
+    remove_of(&directory.join(OF_AWS_NODE), "aws-cni")
+}
+
+/// Removes a file of which this plugin is the first. Whether there was one.
+fn remove_of(path: &Path, plugin: &str) -> anyhow::Result<bool> {
+    let text = match std::fs::read_to_string(path) {
         Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(fresh),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
     };
     let there: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
-    let is_ours = there["plugins"][0]["type"] == PLUGIN;
-    let removed = is_ours && remove_if_there(&path)?;
-    Ok(fresh || removed)
+    Ok(there["plugins"][0]["type"] == plugin && remove_if_there(path)?)
 }
 
 /// The configuration (CNI 1.0 §1, "Network configuration format").
@@ -61,6 +76,39 @@ fn conflist(socket: &Path) -> serde_json::Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_other_networks_files_that_of_aws_node_goes_alone() {
+        let directory = std::env::temp_dir().join(format!("cwt-conflist-aws-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).expect("writable");
+        let rows = [
+            (
+                OF_AWS_NODE,
+                r#"{"plugins": [{"type": "aws-cni"}, {"type": "portmap"}]}"#,
+                true,
+            ),
+            (OF_AWS_NODE, r#"{"plugins": [{"type": "cilium-cni"}]}"#, false),
+            (OF_AWS_NODE, r#"{"plugins": [{"type": "aws-cni""#, false),
+            (
+                "05-other.conflist",
+                r#"{"plugins": [{"type": "aws-cni"}]}"#,
+                false,
+            ),
+        ];
+        for (name, text, goes) in rows {
+            let path = directory.join(name);
+            std::fs::write(&path, text).expect("writable");
+            assert_eq!(
+                remove_of_aws_node(&directory).expect("readable"),
+                goes,
+                "{name} {text}"
+            );
+            assert_eq!(path.exists(), !goes, "{name} {text}");
+            let _ = std::fs::remove_file(&path);
+        }
+        assert!(!remove_of_aws_node(&directory).expect("nothing there"));
+        std::fs::remove_dir_all(directory).expect("it was made");
+    }
 
     #[test]
     fn the_file_is_written_once_and_replaced_when_it_differs() {

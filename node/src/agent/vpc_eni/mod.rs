@@ -6,8 +6,10 @@
 //!                             └─ interfaces ─► overlay::vpc ─► rules, tables, translation
 //! ```
 
+mod former;
 mod introspection;
 pub mod metrics;
+mod parts;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -30,7 +32,9 @@ use vpc_eni::ipam::{Ipam, Status};
 use vpc_eni::settings::{Randomize, Settings};
 use vpc_eni_sdk::{Client, ImdsMetadata};
 
-pub use introspection::serve as serve_introspection;
+pub use former::Former;
+use introspection::serve as serve_introspection;
+pub use parts::start;
 
 use super::pod_network::Pods;
 use super::supervisor::Part;
@@ -96,6 +100,10 @@ pub struct Manager {
     pub state_dir: PathBuf,
     /// Who has which address.
     pub pods: Pods,
+    /// Who gave addresses here before.
+    pub former: Former,
+    /// What the cluster says of the node.
+    pub facts: watch::Sender<Facts>,
     /// Where it tells how it stands.
     pub told: Told,
 }
@@ -119,6 +127,7 @@ impl Manager {
         if !refused.is_empty() {
             bail!("the environment cannot be used: {}", refused.join("; "));
         }
+        self.former.take_over(pods, part).await?;
         pods.wait_for("the kernel is looked at for pods that are there".to_owned());
         if shutdown.run_until_cancelled(pods.await_look()).await.is_none() {
             return Ok(());
@@ -141,17 +150,12 @@ impl Manager {
         client.endpoint = settings.ec2_endpoint.clone().or(client.endpoint);
         let client = Client::new(client).await?;
         let home = NodeHome::new(pods.clone(), &settings);
-        // Whether the node takes pods is not asked for: what it has stays with it, and pods that come are served.
-        let facts = watch::Sender::new(Facts {
-            max_pods: self.section.max_pods,
-            ..Facts::default()
-        });
         let (manager, status) = Ipam::new(
             client,
             metadata,
             home,
             settings.clone(),
-            facts.subscribe(),
+            self.facts.subscribe(),
             &self.state_dir,
         )?;
         tokio::select! {

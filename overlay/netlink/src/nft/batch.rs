@@ -5,6 +5,7 @@ use std::io;
 use super::object::{
     CHAIN_NAME, CHAIN_TABLE, ELEMENTS_LIST, ELEMENTS_SET, ELEMENTS_TABLE, SET_TABLE, TABLE_NAME,
 };
+use super::read::RULE_HANDLE;
 use super::rule::{RULE_CHAIN, RULE_TABLE};
 use super::{Chain, Connection, Element, Error, Failure, Nft, Operation, Rule, SUBSYSTEM, Set, Table};
 use crate::nfnetlink::{Message, Socket, acknowledgements, body, flag};
@@ -103,6 +104,14 @@ impl Batch {
             format!("flush chain {chain}"),
         );
         message.text(RULE_CHAIN, chain);
+        self
+    }
+
+    /// Removes one rule of a chain, by the kernel's number for it.
+    pub fn delete_rule(&mut self, chain: &str, handle: u64) -> &mut Self {
+        let what = format!("delete rule {handle} of chain {chain}");
+        let message = self.push_in(Operation::DeleteRule, 0, RULE_TABLE, what);
+        message.text(RULE_CHAIN, chain).be64(RULE_HANDLE, handle);
         self
     }
 

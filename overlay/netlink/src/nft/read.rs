@@ -27,7 +27,8 @@ pub struct RuleInfo {
     pub chain: String,
     /// The kernel's number for it in its table, as `nft -a` shows it.
     pub handle: u64,
-    /// The comment; [`Rule::fingerprint`](super::Rule::fingerprint) for rules made here.
+    /// The comment; [`Rule::fingerprint`](super::Rule::fingerprint) for rules made here, and what `-m comment` says in
+    /// those of `iptables-nft`.
     pub comment: Option<String>,
 }
 
@@ -131,7 +132,9 @@ impl Nft {
                     handle: attribute(payload, RULE_HANDLE)
                         .and_then(|bytes| Some(u64::from_be_bytes(bytes.try_into().ok()?)))
                         .unwrap_or_default(),
-                    comment: attribute(payload, RULE_USERDATA).and_then(comment_of),
+                    comment: attribute(payload, RULE_USERDATA)
+                        .and_then(comment_of)
+                        .or_else(|| xt_comment(attribute(payload, RULE_EXPRESSIONS)?)),
                 }])
             },
         )
@@ -249,6 +252,18 @@ impl Nft {
     }
 }
 
+/// What `-m comment` of `iptables-nft` says: a match of x_tables whose data is the text (`struct xt_comment_info`).
+fn xt_comment(expressions: &[u8]) -> Option<String> {
+    let comment = |expression: &[u8]| {
+        let data = attribute(expression, EXPRESSION_DATA)?;
+        let is_match = text(attribute(expression, EXPRESSION_NAME)?) == "match";
+        let is_comment = is_match && text(attribute(data, MATCH_NAME)?) == "comment";
+        let info = attribute(data, MATCH_INFO).filter(|_| is_comment)?;
+        info.split(|byte| *byte == 0).next().map(text)
+    };
+    attributes(expressions).find_map(|(_, expression)| comment(expression))
+}
+
 /// What a `counter` has counted; `None` for any other expression.
 fn packets_of(expression: &[u8]) -> Option<u64> {
     if text(attribute(expression, EXPRESSION_NAME)?) != "counter" {
@@ -261,3 +276,6 @@ fn packets_of(expression: &[u8]) -> Option<u64> {
 const EXPRESSION_NAME: u16 = 1;
 const EXPRESSION_DATA: u16 = 2;
 const COUNTER_PACKETS: u16 = 2;
+/// `enum nft_match_attributes`.
+const MATCH_NAME: u16 = 1;
+const MATCH_INFO: u16 = 3;

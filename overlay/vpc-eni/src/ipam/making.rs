@@ -6,7 +6,7 @@ use rand::RngCore as _;
 use tokio::time::Instant;
 
 use super::node::SETTLES;
-use super::problem::{Kind, Problem, Subject, of_call};
+use super::problem::{Problem, Subject, of_call, without_eni_config};
 use super::steps::{EXHAUSTED, at_most, count};
 use super::{Held, Ipam, Turn, tag};
 use crate::ec2::{
@@ -85,17 +85,10 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
     fn subnet_for_new(&self, now: Instant) -> Result<SubnetId, Problem> {
         let facts = self.facts.borrow();
         if self.settings.custom_networking.is_some() {
-            return facts
-                .eni_config
-                .as_ref()
-                .map(|config| config.subnet.clone())
-                .ok_or_else(|| Problem {
-                    kind: Kind::EniConfig,
-                    what: "custom networking is on, and the node names no ENIConfig that there is".to_owned(),
-                    advice:
-                        "label or annotate the node with k8s.amazonaws.com/eniConfig, and make that ENIConfig"
-                            .to_owned(),
-                });
+            return match &facts.eni_config {
+                Ok(config) => Ok(config.subnet.clone()),
+                Err(none) => Err(without_eni_config(none)),
+            };
         }
         let own = self.instance.as_ref().map(|instance| &instance.subnet);
         let usable = self.subnets.values().filter(|subnet| {

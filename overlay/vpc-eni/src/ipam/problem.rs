@@ -6,6 +6,7 @@ use std::fmt;
 use serde::Serialize;
 
 use crate::ec2::{Action, CallError, EniId, Meaning, SubnetId, Why};
+use crate::home::{NamedBy, NoEniConfig};
 
 /// What a problem is about. One subject has one problem.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -371,6 +372,33 @@ pub fn without_metadata(why: &dyn std::error::Error) -> Problem {
     }
 }
 
+/// Custom networking without an `ENIConfig`, as a problem.
+#[must_use]
+pub fn without_eni_config(none: &NoEniConfig) -> Problem {
+    let advice = match none {
+        NoEniConfig::Unread => {
+            "the API server must answer the agent, have the CRD eniconfigs.crd.k8s.amazonaws.com, and let the agent's \
+             role list and watch nodes and eniconfigs"
+                .to_owned()
+        }
+        NoEniConfig::NoNode(_) => "nodeName must be what the kubelet calls the node".to_owned(),
+        NoEniConfig::Missing { named_by: NamedBy::Nobody(key), .. } => {
+            format!("label the Node with {key}, or make an ENIConfig of that name")
+        }
+        NoEniConfig::Missing { .. } => {
+            "make that ENIConfig, with a subnet of the node's zone, or have the Node name another".to_owned()
+        }
+        NoEniConfig::Unusable { .. } => {
+            "its spec.subnet is the id of a subnet of the node's zone, and spec.securityGroups a list of ids".to_owned()
+        }
+    };
+    Problem {
+        kind: Kind::EniConfig,
+        what: format!("custom networking is on, and {none}"),
+        advice,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
@@ -476,5 +504,36 @@ mod tests {
         // Keeps nothing from coming.
         problems.note(&Subject::Leaks, problem("RequestLimitExceeded"));
         assert_eq!(problems.growth(), Some(format!("{exhausted}; {denied}")));
+    }
+
+    #[test]
+    fn what_is_missing_for_custom_networking_is_named_with_what_to_do() {
+        let missing = |named_by| NoEniConfig::Missing {
+            name: "a".to_owned(),
+            named_by,
+        };
+        let rows = [
+            (
+                missing(NamedBy::Label("zone".to_owned())),
+                "custom networking is on, and there is no ENIConfig a, which the Node's label zone names: make that \
+                 ENIConfig, with a subnet of the node's zone, or have the Node name another",
+            ),
+            (
+                missing(NamedBy::Nobody("zone".to_owned())),
+                "custom networking is on, and there is no ENIConfig a, which is meant where the Node names none: label \
+                 the Node with zone, or make an ENIConfig of that name",
+            ),
+            (
+                NoEniConfig::Unusable {
+                    name: "a".to_owned(),
+                    why: "spec: missing field `subnet`".to_owned(),
+                },
+                "custom networking is on, and the ENIConfig a cannot be used: spec: missing field `subnet`: its \
+                 spec.subnet is the id of a subnet of the node's zone, and spec.securityGroups a list of ids",
+            ),
+        ];
+        for (none, expected) in rows {
+            assert_eq!(without_eni_config(&none).to_string(), expected);
+        }
     }
 }

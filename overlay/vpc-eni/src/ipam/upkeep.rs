@@ -17,7 +17,7 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
         if self.settings.custom_networking.is_none() {
             return primary();
         }
-        let own = self.facts.borrow().eni_config.as_ref()?.groups.clone();
+        let own = self.facts.borrow().eni_config.as_ref().ok()?.groups.clone();
         if own.is_empty() { primary() } else { Some(own) }
     }
 

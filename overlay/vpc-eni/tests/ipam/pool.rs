@@ -313,7 +313,7 @@ async fn custom_networking_leaves_the_primary_interface_to_the_node() {
         .await;
     assert_eq!(world.held(), [0]);
     world.facts.send_replace(Facts {
-        eni_config: Some(EniConfig {
+        eni_config: Ok(EniConfig {
             name: "eu-west-1a".to_owned(),
             subnet: pods.clone(),
             groups: vec![group.clone()],
@@ -418,7 +418,7 @@ async fn an_interface_of_a_new_subnet_serves_pods_at_once() {
         .make_subnet(&world.vpc, network, "eu-west-1a", Tags::new())
         .expect("a subnet");
     world.facts.send_replace(Facts {
-        eni_config: Some(EniConfig {
+        eni_config: Ok(EniConfig {
             name: "a".to_owned(),
             subnet,
             groups: Vec::new(),
@@ -451,7 +451,7 @@ async fn settings_that_change_at_a_restart_leave_nothing_behind() {
     ] {
         let mut world = World::build("m5.large", before);
         world.facts.send_replace(Facts {
-            eni_config: Some(EniConfig {
+            eni_config: Ok(EniConfig {
                 name: "a".to_owned(),
                 subnet: world.subnet.clone(),
                 groups: Vec::new(),

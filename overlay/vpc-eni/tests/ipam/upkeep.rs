@@ -154,7 +154,7 @@ async fn without_an_eniconfig_the_groups_of_its_interfaces_stay() {
         .make_security_group(&world.vpc, Tags::new())
         .expect("a group");
     let named = Facts {
-        eni_config: Some(EniConfig {
+        eni_config: Ok(EniConfig {
             name: "a".to_owned(),
             subnet: world.subnet.clone(),
             groups: vec![group.clone()],
