@@ -298,7 +298,7 @@ fn goes_back(world: &mut World) -> Result<()> {
     let config = node.config.to_string_lossy().into_owned();
     let program = tests::cluster::program("causeway");
     let program = program.to_str().context("a path of text")?;
-    let clean = |node: &super::Node| {
+    let clean = |node: &super::world::Node| {
         node.host
             .command(program, &["node", "cleanup", "--config", &config])
     };

@@ -6,7 +6,7 @@ use rand::RngCore as _;
 use tokio::time::Instant;
 
 use super::node::SETTLES;
-use super::problem::{Problem, Subject, of_call, without_eni_config};
+use super::problem::{Kind, Problem, Subject, of_call, without_eni_config};
 use super::steps::{EXHAUSTED, at_most, count};
 use super::{Held, Ipam, Turn, tag};
 use crate::ec2::{
