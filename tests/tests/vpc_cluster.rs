@@ -33,9 +33,11 @@ const NODES: u8 = 3;
 const WARM: usize = 2;
 
 type Scenario = fn(&Cluster) -> Result<()>;
+/// What is done on a cluster, in order.
+type Scenarios = &'static [(&'static str, Scenario)];
 
-/// A cluster, and what is done on it, in order.
-const CLUSTERS: [(&[&str], &[(&str, Scenario)]); 2] = [
+/// Flags of `causeway up`, and what is done on it.
+const CLUSTERS: [(&[&str], Scenarios); 2] = [
     (
         &[
             "--network",
@@ -101,7 +103,7 @@ fn main() -> ExitCode {
 }
 
 /// Whether all went well.
-fn run(arguments: &Arguments, number: usize, flags: &[&str], scenarios: &'static [(&str, Scenario)]) -> bool {
+fn run(arguments: &Arguments, number: usize, flags: &[&str], scenarios: Scenarios) -> bool {
     let state_dir = PathBuf::from(format!("/var/lib/cwt-vpc-{}-{number}", std::process::id()));
     let cluster = match Cluster::up(&state_dir, flags) {
         Ok(cluster) => cluster,

@@ -246,7 +246,14 @@ fn a_vpc_that_cannot_be_is_refused_with_the_flag_named() {
     fn vpc(settings: &mut Settings) -> &mut Vpc {
         settings.vpc.as_mut().expect("in a VPC")
     }
-    let rows: [(&str, Spoil); 5] = [
+    let rows: [(&str, Spoil); 6] = [
+        (
+            "--vpc-eni AWS_VPC_K8S_CNI_VETHPREFIX=veth: pods' devices are called eni… here",
+            |s| {
+                let name = "AWS_VPC_K8S_CNI_VETHPREFIX".to_owned();
+                vpc(s).variables.insert(name, "veth".to_owned());
+            },
+        ),
         (
             "--instance-type m5.huge: the fake EC2 has t3.micro, t3.small, t3.medium, t3.large, m5.large, m5.xlarge, \
              m5.4xlarge, c5.large, t2.micro, m4.large",

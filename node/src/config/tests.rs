@@ -570,11 +570,11 @@ fn what_does_not_go_with_addresses_of_a_vpc_is_named() {
         ),
         (
             "AWS_VPC_K8S_CNI_VETHPREFIX: vpc",
-            "AWS_VPC_K8S_CNI_VETHPREFIX: pods' devices are called eni… here",
+            "AWS_VPC_K8S_CNI_VETHPREFIX=vpc: pods' devices are called eni… here",
         ),
         (
             "AWS_VPC_K8S_CNI_CONNMARK: \"0x100\"",
-            "AWS_VPC_K8S_CNI_CONNMARK: the mark is 0x80 here",
+            "AWS_VPC_K8S_CNI_CONNMARK=0x100: the mark is 0x80 here",
         ),
         (
             "ENABLE_POD_ENI: \"true\"",

@@ -40,22 +40,7 @@ impl VpcEni {
         let mut variables: BTreeMap<String, String> = environment.collect();
         variables.extend(self.variables.clone());
         let (settings, refused) = Settings::from_variables(variables);
-        let defaults = Settings::default();
-        let not_here = [
-            (
-                settings.veth_prefix != defaults.veth_prefix,
-                "AWS_VPC_K8S_CNI_VETHPREFIX: pods' devices are called eni… here",
-            ),
-            (
-                settings.connmark != defaults.connmark,
-                "AWS_VPC_K8S_CNI_CONNMARK: the mark is 0x80 here",
-            ),
-        ];
-        let refused = refused.iter().map(ToString::to_string);
-        let not_here = not_here.iter().filter(|(is_asked_for, _)| *is_asked_for);
-        let refused = refused
-            .chain(not_here.map(|(_, why)| (*why).to_owned()))
-            .collect();
+        let refused = refused.iter().map(ToString::to_string).collect();
         (settings, refused)
     }
 

@@ -80,8 +80,6 @@ pub struct Settings {
     pub external_services: Vec<IpNetwork>,
     /// `AWS_VPC_CNI_NODE_PORT_SUPPORT`.
     pub node_ports: bool,
-    /// `AWS_VPC_K8S_CNI_CONNMARK`.
-    pub connmark: u32,
     /// `AWS_VPC_K8S_CNI_CONFIGURE_RPFILTER`: who sets it. The agent keeps it loose whatever this says, as the peer's init
     /// container does where this is `false`.
     pub sets_rp_filter: bool,
@@ -89,8 +87,6 @@ pub struct Settings {
     pub mtu: u16,
     /// `POD_MTU`, in bytes; the interfaces' where it is not given.
     pub pod_mtu: Option<u16>,
-    /// `AWS_VPC_K8S_CNI_VETHPREFIX`.
-    pub veth_prefix: String,
     /// `INTROSPECTION_BIND_ADDRESS`, unless `DISABLE_INTROSPECTION`.
     pub introspection: Option<String>,
     /// Whether metrics are wanted, unless `DISABLE_METRICS`. The agent has them at its own `metricsBind` in any case.
@@ -118,11 +114,9 @@ impl Default for Settings {
             randomize: Randomize::Prng,
             external_services: Vec::new(),
             node_ports: true,
-            connmark: 0x80,
             sets_rp_filter: true,
             mtu: 9001,
             pod_mtu: None,
-            veth_prefix: "eni".to_owned(),
             introspection: Some("127.0.0.1:61679".to_owned()),
             metrics: true,
             ec2_endpoint: None,
@@ -179,6 +173,7 @@ impl Settings {
                 from.refuse(name, why);
             }
         }
+        from.refuse_other_names();
         (settings, from.refused)
     }
 
@@ -227,11 +222,9 @@ impl Variables {
             randomize: self.randomize(),
             external_services: self.networks("AWS_EXTERNAL_SERVICE_CIDRS"),
             node_ports: self.flag("AWS_VPC_CNI_NODE_PORT_SUPPORT", defaults.node_ports),
-            connmark: self.mark().unwrap_or(defaults.connmark),
             sets_rp_filter: self.flag("AWS_VPC_K8S_CNI_CONFIGURE_RPFILTER", defaults.sets_rp_filter),
             mtu: self.mtu("AWS_VPC_ENI_MTU").unwrap_or(defaults.mtu),
             pod_mtu: self.mtu("POD_MTU"),
-            veth_prefix: self.veth_prefix().unwrap_or(defaults.veth_prefix),
             introspection: self.introspection(),
             metrics: !self.flag("DISABLE_METRICS", false),
             ec2_endpoint: self.text("AWS_EC2_ENDPOINT"),
@@ -323,31 +316,22 @@ impl Variables {
         }
     }
 
-    fn mark(&mut self) -> Option<u32> {
-        const NAME: &str = "AWS_VPC_K8S_CNI_CONNMARK";
-        let text = self.text(NAME)?;
-        let number = match text.strip_prefix("0x") {
-            Some(digits) => u32::from_str_radix(digits, 16).ok(),
-            None => text.parse().ok(),
-        };
-        if number.is_none_or(|mark| mark == 0) {
-            self.refuse(NAME, "is not a mark: a number of 32 bits, not 0");
-            return None;
+    /// What the peer lets be chosen and this program does not.
+    fn refuse_other_names(&mut self) {
+        const MARK: &str = "AWS_VPC_K8S_CNI_CONNMARK";
+        const PREFIX: &str = "AWS_VPC_K8S_CNI_VETHPREFIX";
+        if let Some(text) = self.text(MARK) {
+            let number = match text.strip_prefix("0x") {
+                Some(digits) => u32::from_str_radix(digits, 16).ok(),
+                None => text.parse().ok(),
+            };
+            if number != Some(0x80) {
+                self.refuse(MARK, "the mark is 0x80 here");
+            }
         }
-        number
-    }
-
-    fn veth_prefix(&mut self) -> Option<String> {
-        const NAME: &str = "AWS_VPC_K8S_CNI_VETHPREFIX";
-        let prefix = self.text(NAME)?;
-        let why = match prefix.as_str() {
-            "eth" | "vlan" | "lo" => "is the beginning of other devices' names",
-            _ if prefix.len() > 4 => "has more than 4 bytes",
-            _ if prefix.contains(|c: char| !c.is_ascii_alphanumeric()) => "is not of letters and digits",
-            _ => return Some(prefix),
-        };
-        self.refuse(NAME, why);
-        None
+        if self.text(PREFIX).is_some_and(|prefix| prefix != "eni") {
+            self.refuse(PREFIX, "pods' devices are called eni… here");
+        }
     }
 
     fn introspection(&mut self) -> Option<String> {
@@ -478,9 +462,8 @@ mod tests {
             },
         );
         check(
-            "AWS_VPC_K8S_CNI_CONNMARK=0x100 DISABLE_INTROSPECTION=true AWS_VPC_ENI_MTU=1500",
+            "AWS_VPC_K8S_CNI_CONNMARK=0x80 AWS_VPC_K8S_CNI_VETHPREFIX=eni DISABLE_INTROSPECTION=true AWS_VPC_ENI_MTU=1500",
             |settings| {
-                settings.connmark = 0x100;
                 settings.introspection = None;
                 settings.mtu = 1500;
             },
@@ -516,15 +499,11 @@ mod tests {
             ),
             (
                 "AWS_VPC_K8S_CNI_CONNMARK=0",
-                "AWS_VPC_K8S_CNI_CONNMARK=0: is not a mark: a number of 32 bits, not 0",
+                "AWS_VPC_K8S_CNI_CONNMARK=0: the mark is 0x80 here",
             ),
             (
-                "AWS_VPC_K8S_CNI_VETHPREFIX=eth",
-                "AWS_VPC_K8S_CNI_VETHPREFIX=eth: is the beginning of other devices' names",
-            ),
-            (
-                "AWS_VPC_K8S_CNI_VETHPREFIX=abcde",
-                "AWS_VPC_K8S_CNI_VETHPREFIX=abcde: has more than 4 bytes",
+                "AWS_VPC_K8S_CNI_VETHPREFIX=vpc",
+                "AWS_VPC_K8S_CNI_VETHPREFIX=vpc: pods' devices are called eni… here",
             ),
             (
                 "ENABLE_IPv4=true ENABLE_IPv6=true",
