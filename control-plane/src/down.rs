@@ -100,6 +100,8 @@ fn remove_state(state: &StateDir) -> anyhow::Result<()> {
         state.admin_kubeconfig(),
         state.processes(),
         state.vpc(),
+        // Of a process that was killed while it wrote that.
+        state.vpc().with_extension("new"),
     ];
     for file in files {
         ignore_absent(fs::remove_file(&file), &file)?;

@@ -273,7 +273,10 @@ fn forget_undertakings(state_dir: &Path, removal: &mut Removal) {
     if let Ok(undertakings) = Undertakings::open(state_dir) {
         let open = undertakings.open_ones().iter().map(|open| format!("{open:?}"));
         removal.left.extend(open.map(|open| {
-            format!("interfaces at EC2, as far as this was begun (other nodes of the VPC remove those that nobody has): {open}")
+            format!(
+                "interfaces at EC2, as far as this was begun (with CLUSTER_NAME other nodes of the VPC remove those that \
+                 nobody has): {open}"
+            )
         }));
     }
     removal.add("files", remove_file(&path));

@@ -104,7 +104,10 @@ struct Objects {
 impl Objects {
     fn take(&mut self, event: Event<DynamicObject>) {
         let name = |object: &DynamicObject| object.metadata.name.clone().unwrap_or_default();
-        self.trouble = None;
+        // That a list begins says nothing yet: nobody was asked.
+        if !matches!(event, Event::Init) {
+            self.trouble = None;
+        }
         match event {
             Event::Init => self.listed.clear(),
             Event::InitApply(object) => {

@@ -105,7 +105,8 @@ struct Shared {
     /// Who has the kernel lead packets of a pool's interfaces.
     leader: watch::Sender<Option<Leader>>,
     /// Whether the kernel was looked at for pods without a record.
-    has_looked: watch::Sender<bool>,
+    /// How often the kernel was looked at for pods whose records the disk lost.
+    looks: watch::Sender<u64>,
 }
 
 /// What came of an interface's asking.
@@ -206,7 +207,7 @@ impl PodNetwork {
                 chances: watch::Sender::new(0),
                 changes: watch::Sender::new(0),
                 leader: watch::Sender::new(None),
-                has_looked: watch::Sender::new(false),
+                looks: watch::Sender::new(0),
             }),
         })
     }
@@ -394,13 +395,13 @@ impl PodNetwork {
                 at: When::from(now).logged_at(),
             })?;
             state.addresses.free(address, now.into());
-            state.unanswered.remove(key);
             (assigned, ticket)
         };
         if let Err(error) = self.sync(ticket) {
             self.lock().addresses.assign(assigned, When::UNKNOWN);
             return Err(error);
         }
+        self.lock().unanswered.remove(key);
         self.rewrite_when_long();
         self.tell_waiting();
         self.changed();
@@ -572,6 +573,16 @@ impl PodNetwork {
         }
     }
 
+    /// No address of a pool is given any more until a pool is served again: somebody else gives them.
+    pub fn suspend(&self, reason: String) {
+        let mut state = self.lock();
+        if matches!(state.place, Place::Pool(_)) {
+            state.place = Place::Waiting { reason };
+        }
+        drop(state);
+        self.tell_waiting();
+    }
+
     /// These addresses are in use although no record says so: they are given to nobody until they are not among those
     /// that are held any more.
     pub(crate) fn hold(&self, addresses: HashSet<IpAddr>) {
@@ -579,17 +590,20 @@ impl PodNetwork {
         if is_news {
             self.tell_waiting();
         }
-        self.shared
-            .has_looked
-            .send_if_modified(|before| !std::mem::replace(before, true));
+        self.shared.looks.send_modify(|count| *count += 1);
     }
 
-    /// Waits until the kernel was looked at once for pods whose records the disk lost. Before that an address may be in use
-    /// although nothing here says so.
+    /// Waits until the kernel was looked at for pods whose records the disk lost, by a look that began after this call.
+    /// Before that an address may be in use although nothing here says so.
     pub async fn await_look(&self) {
-        let mut has_looked = self.shared.has_looked.subscribe();
-        // Its sender is in what `self` holds.
-        let _ = has_looked.wait_for(|looked| *looked).await;
+        let mut looks = self.shared.looks.subscribe();
+        // One may be under way that began before.
+        for _ in 0..2 {
+            looks.mark_unchanged();
+            self.look_again();
+            // Its sender is in what `self` holds.
+            let _ = looks.changed().await;
+        }
     }
 
     /// Calls back after every change of who has which address.

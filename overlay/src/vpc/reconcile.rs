@@ -327,6 +327,10 @@ pub(super) fn lead(kernel: &mut impl Kernel, plan: &Plan, pod: IpAddr) -> Result
     for change in changes() {
         change.write(kernel)?;
     }
+    // Of rules of one priority the kernel takes the first: somebody else's, where that was there before.
+    if !difference.problems.is_empty() {
+        return Ok(Err(difference.problems.join("; ")));
+    }
     Ok(Ok(changes().count()))
 }
 

@@ -187,15 +187,15 @@ impl Work for Worker {
             return true;
         };
         let mut outcome = Outcome::default();
-        let reached = match self.reconcile(&ways, &mut outcome) {
-            Ok(()) => true,
+        let (reached, is_translated) = match self.reconcile(&ways, &mut outcome) {
+            Ok(is_translated) => (true, is_translated),
             Err(error) => {
                 outcome.problem(&with_causes(&error));
-                false
+                (false, false)
             }
         };
         drive::log(&outcome, &self.last);
-        self.for_all = reached.then(|| plan::Plan::for_all(&ways));
+        self.for_all = is_translated.then(|| plan::Plan::for_all(&ways));
         let good = outcome.problems.is_empty();
         self.status.send_if_modified(|status| {
             let next = Status {
@@ -248,7 +248,8 @@ impl Worker {
         Ok(())
     }
 
-    fn reconcile(&mut self, ways: &Ways, outcome: &mut Outcome) -> Result<(), Error> {
+    /// Makes the kernel what is planned; whether its translation is. What else could not be done is in `outcome`.
+    fn reconcile(&mut self, ways: &Ways, outcome: &mut Outcome) -> Result<bool, Error> {
         let mirror = Mirror::read(&mut self.kernel, &model::ByFamily::default())?;
         let assigned = self.pods.list(&mirror, outcome);
         let pods = self.pods.routes(&mirror, &assigned, outcome);
@@ -270,7 +271,7 @@ impl Worker {
         }
         // Before the rules that its marks are for.
         keep_loose(&plan, &actual, outcome);
-        self.translate(&plan, &actual, outcome);
+        let is_translated = self.translate(&plan, &actual, outcome);
         let repaired = repair(&mut self.kernel, &mirror, &actual, &plan, &pods);
         outcome.writes += repaired.writes;
         outcome.problems.extend(repaired.problems);
@@ -281,17 +282,19 @@ impl Worker {
         if self.plan.as_deref() != Some(&plan) {
             self.plan = Some(Arc::new(plan));
         }
-        Ok(())
+        Ok(is_translated)
     }
 
-    fn translate(&mut self, plan: &plan::Plan, actual: &Actual, outcome: &mut Outcome) {
+    fn translate(&mut self, plan: &plan::Plan, actual: &Actual, outcome: &mut Outcome) -> bool {
         let kept = match &plan.translation {
             Some(translation) => {
                 let Some(primary) = actual.link(translation.primary) else {
-                    return outcome.problem(&format_args!(
+                    let missing = format_args!(
                         "primary interface {}: there is no such device",
                         translation.primary
-                    ));
+                    );
+                    outcome.problem(&missing);
+                    return false;
                 };
                 let layout = translation::layout(translation, &primary.name);
                 self.nft.ensure(&layout).map(|repair| repair != Repair::Unchanged)
@@ -301,8 +304,12 @@ impl Worker {
         };
         match kept {
             Ok(written) => outcome.writes += usize::from(written),
-            Err(error) => outcome.problem(&format_args!("translation: {}", with_causes(&error))),
+            Err(error) => {
+                outcome.problem(&format_args!("translation: {}", with_causes(&error)));
+                return false;
+            }
         }
+        true
     }
 }
 

@@ -26,12 +26,21 @@ static MACHINE: Mutex<()> = Mutex::new(());
 /// When it fails.
 #[track_caller]
 pub fn on_a_cluster(what: &str, scenario: impl FnOnce(&Cluster) -> anyhow::Result<()>) {
+    on_a_cluster_with(&["--leases", "kubernetes"], what, scenario);
+}
+
+/// The same, with these flags besides.
+///
+/// # Panics
+/// When it fails.
+#[track_caller]
+pub fn on_a_cluster_with(flags: &[&str], what: &str, scenario: impl FnOnce(&Cluster) -> anyhow::Result<()>) {
     if !privileged(what) {
         return;
     }
     let _machine = MACHINE.lock().unwrap_or_else(PoisonError::into_inner);
     let state_dir = PathBuf::from(format!("/var/lib/cwt-daemonset-{}", std::process::id()));
-    let flags = ["--nodes", "2", "--agent", "none", "--leases", "kubernetes"];
+    let flags = [&["--nodes", "2", "--agent", "none"], flags].concat();
     let outcome = Cluster::up(&state_dir, &flags)
         .and_then(|cluster| scenario(&cluster).inspect_err(|_| print_state(&cluster)));
     if let Err(error) = outcome {
@@ -86,6 +95,12 @@ pub fn import_image(cluster: &Cluster, archive: &Path) -> anyhow::Result<()> {
 
 /// As the paper says: where the API server is, then the overlay.
 pub fn install(cluster: &Cluster, overlay: &str) -> anyhow::Result<()> {
+    begin_install(cluster, overlay)?;
+    end_install(cluster)
+}
+
+/// Applies it.
+pub fn begin_install(cluster: &Cluster, overlay: &str) -> anyhow::Result<()> {
     cluster.run(&["apply", "-f", &deploy("base/namespace.yaml")])?;
     let address = json!({
         "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": "causeway-api-server", "namespace": "causeway" },
@@ -93,6 +108,11 @@ pub fn install(cluster: &Cluster, overlay: &str) -> anyhow::Result<()> {
     });
     cluster.apply(&address.to_string())?;
     cluster.run(&["apply", "-k", &deploy(&format!("overlays/{overlay}"))])?;
+    Ok(())
+}
+
+/// Waits until it does its work.
+pub fn end_install(cluster: &Cluster) -> anyhow::Result<()> {
     let sets = cluster.run(&["get", "daemonsets", "-n", "causeway", "-o", "name"])?;
     for set in sets.split_whitespace() {
         cluster.run(&["rollout", "status", set, "-n", "causeway", "--timeout=90s"])?;

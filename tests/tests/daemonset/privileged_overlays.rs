@@ -14,8 +14,8 @@ use tests::process::{self, installed};
 use tests::skipped;
 
 use crate::installation::{
-    LATER, NODES, Node, Traces, are_as_before, begin_uninstall, build_image, deploy, end_uninstall,
-    import_image, install, on_a_cluster, traces,
+    LATER, NODES, Node, Traces, are_as_before, begin_install, begin_uninstall, build_image, deploy,
+    end_install, end_uninstall, import_image, install, on_a_cluster, on_a_cluster_with, traces,
 };
 
 /// The cluster's DNS address, and that of `dns-only`.
@@ -106,6 +106,41 @@ fn helm_installs_and_removes_the_same() {
             "name",
         ])?;
         ensure!(!left.contains("causeway"), "{left}");
+        world.take_off()
+    });
+}
+
+/// The agent asks the metadata service of its node who it is, where, and by which right.
+#[test]
+fn vpc_eni_gives_pods_addresses_of_the_vpc_beside_kube_proxy() {
+    on_a_cluster_with(&["--network", "vpc-eni"], "the overlay vpc-eni", |cluster| {
+        build_image(cluster)?;
+        let world = World::new(cluster, "vpc-eni", CLUSTER_DNS)?;
+        let _kube_proxys = world.take_kube_proxys_ports()?;
+        begin_install(cluster, world.overlay)?;
+        let agents = ["set", "env", "daemonset/causeway-node", "-n", "causeway"];
+        // Else the nodes would keep interfaces, which stay theirs.
+        let variables = ["AWS_EC2_ENDPOINT=http://172.30.0.1:8773", "WARM_IP_TARGET=1"];
+        cluster.run(&[&agents[..], &variables].concat())?;
+        end_install(cluster)?;
+        world.has(&["routes", "plugin", "conflist"])?;
+        world.start_servers()?;
+        let shown = [
+            "get",
+            "pods",
+            "-l",
+            "app=web",
+            "-o",
+            "jsonpath={.items[*].status.podIP}",
+        ];
+        let addresses = cluster.run(&shown)?;
+        let in_vpc = addresses
+            .split(' ')
+            .filter(|address| address.starts_with("172.30."));
+        ensure!(in_vpc.count() == PODS.len(), "{addresses}");
+        world.pods_reach_each_other()?;
+        world.nobody_serves(&format!("http://{}/", world.address_of("web")?))?;
+        world.delete_servers()?;
         world.take_off()
     });
 }

@@ -257,6 +257,7 @@ fn a_node_comes_from_aws_node_with_its_pods_and_without_its_rules() -> Result<()
     world.nodes[0].start_agent(&KEYS)?;
     world.nodes[0].await_status();
     given.push(world.nodes[0].add("pod-3")?);
+    is_started_again(&mut world)?;
     assert!(!given.contains(&left.lives), "{given:?}");
     wait::until_value(
         "all are counted",
@@ -288,6 +289,28 @@ fn a_node_comes_from_aws_node_with_its_pods_and_without_its_rules() -> Result<()
         |text| !text.contains(DEVICE) && !text.contains(&format!("to {} ", left.lives)),
     );
     goes_back(&mut world)
+}
+
+/// Beside its daemon nothing is given, whenever that comes.
+fn is_started_again(world: &mut World) -> Result<()> {
+    let node = &mut world.nodes[0];
+    let socket = node.directory.path().join("aws-node/ipamd.sock");
+    let daemon = UnixListener::bind(&socket)?;
+    let refused = wait::until_value(
+        "pods cannot come",
+        SOON,
+        || node.refusal().unwrap_or_default(),
+        Option::is_some,
+    );
+    let (_, words) = refused.context("it is")?;
+    ensure!(words.contains("aws-node runs on this node"), "{words}");
+    let host = tests::topology::Host::new("pod-beside")?;
+    let said = node.cni("ADD", "pod-beside", &host.path())?;
+    ensure!(!said.status.success(), "{said:?}");
+    drop(daemon);
+    fs::remove_file(socket)?;
+    node.await_status();
+    Ok(())
 }
 
 /// A node without pods is cleaned for who comes next.

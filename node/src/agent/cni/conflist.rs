@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::install_cni::PLUGIN;
 
-/// Before the names that other networks use, of which the runtime takes the first.
+/// Before the names that most other networks use, of which the runtime takes the first.
 pub const NAME: &str = "10-causeway.conflist";
 
 /// Writes `10-causeway.conflist`, whole or not at all, unless it is there already, and returns its path.

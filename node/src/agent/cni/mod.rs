@@ -4,7 +4,8 @@
 //! runtime ─ exec ─► causeway-cni ─ one frame ─► serve_plugin ─ blocking thread ─► PodNetwork (log, fdatasync)
 //! ```
 //! Where the node's addresses come in blocks and none is free, an ADD waits for its turn, without a thread, as long as the
-//! plugin does. It is answered once the kernel leads the pod's packets. The runtime learns of the plugin by [`conflist`], which is written once a pod could be connected, and stays.
+//! plugin does. It is answered once the kernel leads the pod's packets. The runtime learns of the plugin by [`conflist`],
+//! which is written once a pod could be connected, and stays.
 
 pub mod conflist;
 mod decide;

@@ -1,6 +1,7 @@
 //! A node that comes from amazon-vpc-cni-k8s (the DaemonSet `aws-node`): its pods live on, and its rules go.
 //!
-//! 1. As long as its daemon runs, nothing is given: two would give the same addresses.
+//! 1. As long as its daemon runs, nothing is given: two would give the same addresses. Where somebody starts it again, all
+//!    of this begins anew.
 //! 2. Its pods come into the book of addresses, before the first address is given.
 //! 3. Once ours are in the kernel, its rules go, and once our conflist is there, its own, which the runtime would prefer.
 
@@ -24,10 +25,10 @@ use crate::config::{Config, VpcEni};
 /// Between two looks whether its daemon has ended, or our conflist is there.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
-/// Between two looks whether somebody started it again.
-const WATCH: Duration = Duration::from_secs(10);
+/// How soon it is tried again to take away what it left.
+const TRY_AGAIN: Duration = Duration::from_secs(10);
 
-const RUNS: &str = "aws-node runs on this node and gives addresses of the same interfaces: keep it off the node \
+pub(super) const RUNS: &str = "aws-node runs on this node and gives addresses of the same interfaces: keep it off the node \
                     (node/deploy/VPC-ENI.md), since of two each would give an address a second time";
 
 /// Where its traces are.
@@ -36,8 +37,18 @@ pub struct Former {
     directory: PathBuf,
     introspection: Option<SocketAddr>,
     conf_dir: PathBuf,
-    /// Whether its pods are taken over: from then on the endpoint that would tell of its daemon is ours.
-    taken_over: watch::Sender<bool>,
+    standing: watch::Sender<Standing>,
+}
+
+/// How far it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    /// Nobody looked yet.
+    Unknown,
+    /// Its pods are taken over: from then on the endpoint that would tell of its daemon is ours.
+    TakenOver,
+    /// It was, and its daemon was started again.
+    There,
 }
 
 impl Former {
@@ -48,7 +59,7 @@ impl Former {
             directory: section.aws_node_dir.clone(),
             introspection: settings.introspection.and_then(|at| at.parse().ok()),
             conf_dir: config.cni.conf_dir.clone(),
-            taken_over: watch::Sender::new(false),
+            standing: watch::Sender::new(Standing::Unknown),
         }
     }
 
@@ -57,10 +68,12 @@ impl Former {
     /// # Errors
     /// When the kernel does not tell what there is, or the book cannot be written.
     pub async fn take_over(&self, pods: &PodNetwork, part: &Part) -> anyhow::Result<()> {
-        if *self.taken_over.borrow() {
-            return Ok(());
-        }
-        while self.runs(self.introspection).await? {
+        let endpoint = match *self.standing.borrow() {
+            Standing::TakenOver => return Ok(()),
+            Standing::Unknown => self.introspection,
+            Standing::There => None,
+        };
+        while self.runs(endpoint).await? {
             part.fails(RUNS);
             pods.wait_for(RUNS.to_owned());
             tokio::time::sleep(LOOK_AGAIN).await;
@@ -85,62 +98,77 @@ impl Former {
         for problem in problems {
             tracing::warn!(problem, "of what aws-node left");
         }
-        self.taken_over.send_replace(true);
+        self.standing.send_replace(Standing::TakenOver);
+        Ok(())
+    }
+
+    /// Returns once somebody started its daemon again.
+    ///
+    /// # Errors
+    /// When it cannot be looked for it.
+    pub async fn comes_back(&self) -> anyhow::Result<()> {
+        while !self.runs(None).await? {
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+        self.standing.send_replace(Standing::There);
         Ok(())
     }
 
     /// Returns once its pods are taken over, and the endpoint is free that its daemon has, too.
     pub async fn is_taken_over(&self) {
-        let mut taken_over = self.taken_over.subscribe();
-        // The sender is our own.
-        let _known = taken_over.wait_for(|taken_over| *taken_over).await;
+        self.stands(Standing::TakenOver).await;
     }
 
-    /// Takes away its rules once ours are there, which `ready` tells, and its conflist once ours is; and tells if somebody
-    /// starts it again.
-    ///
-    /// # Errors
-    /// When something of that cannot be removed: the next try begins anew.
+    async fn stands(&self, wanted: Standing) {
+        let mut standing = self.standing.subscribe();
+        // The sender is our own.
+        let _known = standing.wait_for(|standing| *standing == wanted).await;
+    }
+
+    /// Takes away its rules once ours are there, which `ready` tells, and its conflist once ours is, as often as it comes.
     pub async fn remove(
         self,
-        mut ready: watch::Receiver<bool>,
+        ready: watch::Receiver<bool>,
         ways: watch::Receiver<Ways>,
         part: Part,
         shutdown: CancellationToken,
     ) -> anyhow::Result<()> {
         // What it waits for is told by others.
         part.works();
-        let work = async {
+        let work = self.keep_removed(&ready, &ways, &part);
+        shutdown.run_until_cancelled(work).await;
+        Ok(())
+    }
+
+    async fn keep_removed(&self, ready: &watch::Receiver<bool>, ways: &watch::Receiver<Ways>, part: &Part) {
+        loop {
             self.is_taken_over().await;
-            ready
-                .wait_for(|ready| *ready)
-                .await
-                .context("wait for our rules")?;
-            let wants_table = wants_table(&ways.borrow());
-            while wants_table && !has_table().await? {
-                tokio::time::sleep(LOOK_AGAIN).await;
+            while let Err(error) = self.remove_once(ready.clone(), ways).await {
+                part.fails(&format!("{error:#}"));
+                tokio::time::sleep(TRY_AGAIN).await;
             }
-            self.remove_rules().await?;
-            while !self.conf_dir.join(conflist::NAME).exists() {
-                tokio::time::sleep(LOOK_AGAIN).await;
-            }
-            self.remove_conflist().await?;
             part.works();
-            loop {
-                tokio::time::sleep(WATCH).await;
-                if self.runs(None).await? {
-                    part.fails(RUNS);
-                    while self.runs(None).await? {
-                        tokio::time::sleep(LOOK_AGAIN).await;
-                    }
-                    // It wrote both again.
-                    self.remove_rules().await?;
-                    self.remove_conflist().await?;
-                    part.works();
-                }
-            }
-        };
-        shutdown.run_until_cancelled(work).await.unwrap_or(Ok(()))
+            // It writes both again.
+            self.stands(Standing::There).await;
+        }
+    }
+
+    async fn remove_once(
+        &self,
+        mut ready: watch::Receiver<bool>,
+        ways: &watch::Receiver<Ways>,
+    ) -> anyhow::Result<()> {
+        let ours = ready.wait_for(|ready| *ready).await;
+        ours.context("wait for our rules")?;
+        let wants_table = wants_table(&ways.borrow());
+        while wants_table && !has_table().await? {
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+        self.remove_rules().await?;
+        while !self.conf_dir.join(conflist::NAME).exists() {
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+        self.remove_conflist().await
     }
 
     async fn runs(&self, introspection: Option<SocketAddr>) -> anyhow::Result<bool> {

@@ -27,7 +27,7 @@ use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
 use vpc_eni::ec2::{Metadata as _, MetadataError};
 use vpc_eni::home::{Census, Facts, Home, Interface, Use};
-use vpc_eni::ipam::problem::{self, Subject};
+use vpc_eni::ipam::problem::{self, Problems, Subject};
 use vpc_eni::ipam::{Ipam, Status};
 use vpc_eni::settings::{Randomize, Settings};
 use vpc_eni_sdk::{Client, ImdsMetadata};
@@ -123,11 +123,19 @@ impl Manager {
     }
 
     async fn manage(self, pods: &PodNetwork, part: &Part, shutdown: CancellationToken) -> anyhow::Result<()> {
+        // Those of an earlier try are not this one's.
+        self.told
+            .status
+            .send_modify(|status| status.problems = Problems::default());
         let (settings, refused) = self.section.settings(std::env::vars());
         if !refused.is_empty() {
             bail!("the environment cannot be used: {}", refused.join("; "));
         }
-        self.former.take_over(pods, part).await?;
+        let taken_over = self.former.take_over(pods, part);
+        let Some(taken_over) = shutdown.run_until_cancelled(taken_over).await else {
+            return Ok(());
+        };
+        taken_over?;
         pods.wait_for("the kernel is looked at for pods that are there".to_owned());
         if shutdown.run_until_cancelled(pods.await_look()).await.is_none() {
             return Ok(());
@@ -161,6 +169,11 @@ impl Manager {
         tokio::select! {
             () = manager.run(shutdown) => Ok(()),
             () = tell(status, &settings, pods, &self.told, part) => std::future::pending().await,
+            again = self.former.comes_back() => {
+                again?;
+                pods.suspend(former::RUNS.to_owned());
+                bail!(former::RUNS)
+            }
         }
     }
 }

@@ -622,6 +622,21 @@ fn what_a_pod_that_had_the_address_left_is_not_in_its_way() {
     assert_eq!(led(&mut node, &new), Ok(writes.map(str::to_owned).into()));
 }
 
+/// The kernel takes the first of two rules of one priority.
+#[test]
+fn a_pod_that_somebody_elses_rule_leads_is_not_answered_for() {
+    let mut node = Node::new();
+    node.settle();
+    let foreign = Rule {
+        protocol: NOBODY,
+        source: Some(network("10.0.1.18/32")),
+        ..Rule::new(1536, Action::LookUp(5))
+    };
+    node.kernel.rules.insert(0, foreign);
+    let problem = "foreign rule in the way, left alone: 1536: from 10.0.1.18/32 table 5 protocol 0";
+    assert_eq!(led(&mut node, &pod("10.0.1.18")), Err(problem.to_owned()));
+}
+
 #[test]
 fn a_pod_whose_interface_does_not_lead_on_waits() {
     let rows: [(&str, Damage, &str); 3] = [

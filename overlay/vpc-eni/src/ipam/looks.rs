@@ -88,7 +88,7 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
             Ok(Some(limits)) => {
                 self.worked(&Subject::Limits);
                 self.limits = Some(limits);
-                self.limits.is_some()
+                true
             }
             Ok(None) => {
                 let problem = Problem {
@@ -285,7 +285,8 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
     /// Asks for a subnet that was made since the subnets were asked for.
     pub(super) async fn learn_subnets(&mut self, now: Instant) -> Turn {
         let knows_all = |manager: &Self| {
-            let mut held = manager.held();
+            // One of another VPC would never be known.
+            let mut held = manager.held().filter(|held| manager.manages(held));
             held.all(|held| manager.subnets.contains_key(&held.eni.subnet))
         };
         if knows_all(self) || !self.pace.allows(&Subject::Subnets, now) {

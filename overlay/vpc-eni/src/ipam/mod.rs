@@ -236,13 +236,12 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
         if self.sweeps(now) {
             return self.sweep(now).await;
         }
-        let kept_up = self.learn_subnets(now).await == Turn::Acted
+        // Pods that wait come before what is kept up.
+        let acted = self.learn_subnets(now).await == Turn::Acted
+            || self.take_step(now).await == Turn::Acted
             || self.regroup(now).await == Turn::Acted
             || self.retag(now).await == Turn::Acted;
-        if kept_up {
-            return Turn::Acted;
-        }
-        self.take_step(now).await
+        if acted { Turn::Acted } else { Turn::Idle }
     }
 
     /// The next time of what is done so often.
