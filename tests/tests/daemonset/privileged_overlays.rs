@@ -123,7 +123,7 @@ fn vpc_eni_gives_pods_addresses_of_the_vpc_beside_kube_proxy() {
         let variables = ["AWS_EC2_ENDPOINT=http://172.30.0.1:8773", "WARM_IP_TARGET=1"];
         cluster.run(&[&agents[..], &variables].concat())?;
         end_install(cluster)?;
-        world.has(&["routes", "plugin", "conflist"])?;
+        world.has(&["plugin", "conflist"])?;
         world.start_servers()?;
         let shown = [
             "get",
