@@ -17,7 +17,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use netlink::Namespace;
 use serde_json::Value;
 use tests::cluster::{Cluster, everything, process_of};
-use tests::process::Place;
+use tests::process::{Place, installed};
 use tests::{http, wait};
 use vpc_eni::ec2::{Ec2 as _, Eni, Metadata as _, Which};
 use vpc_eni_sdk::{Client, CredentialSource, ImdsMetadata, Settings, Timeouts};
@@ -135,17 +135,20 @@ fn run(arguments: &Arguments, number: usize, flags: &[&str], scenarios: Scenario
 /// Of the router, on this machine.
 fn nothing_is_left() -> bool {
     let print = |program: &str, arguments: &[&str]| {
-        let output = Command::new(program).args(arguments).output();
-        output.map_or_else(|error| error.to_string(), |output| everything(&output))
+        let path = installed(program).with_context(|| format!("no {program}"))?;
+        let output = Command::new(path).args(arguments).output()?;
+        ensure!(output.status.success(), "{program}: {}", everything(&output));
+        anyhow::Ok(String::from_utf8(output.stdout)?)
     };
-    let links = print("ip", &["-d", "link"]);
-    let routes = print("ip", &["route"]);
-    let tables = print("nft", &["list", "tables"]);
-    let is_gone = !links.contains("fake-vpc") && !routes.contains("172.30.") && !tables.contains("fake-vpc");
-    if !is_gone {
-        eprintln!("after down:\n{links}\n{routes}\n{tables}");
-    }
-    is_gone
+    let look = || {
+        let links = print("ip", &["-d", "link"])?;
+        let routes = print("ip", &["route"])?;
+        let tables = print("nft", &["list", "tables"])?;
+        let is_left = links.contains("fake-vpc") || routes.contains("172.30.") || tables.contains("fake-vpc");
+        ensure!(!is_left, "after down:\n{links}\n{routes}\n{tables}");
+        Ok(())
+    };
+    look().inspect_err(|error| eprintln!("{error:#}")).is_ok()
 }
 
 /// What EC2 says of a node, and what its agent and the API server say.
