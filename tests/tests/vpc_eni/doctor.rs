@@ -220,8 +220,8 @@ fn doctor_names_what_is_broken_on_the_node() -> Result<()> {
         let ends = AtomicBool::new(false);
         thread::scope(|scope| {
             scope.spawn(|| {
-                while !ends.load(Ordering::Relaxed) && row.undone_by.is_empty() {
-                    // Until the agent has mended it there is nothing to be done.
+                while !ends.load(Ordering::Relaxed) {
+                    // A pass of the agent mends it; until then there is nothing to be done.
                     let _nothing_there = run(row.does);
                 }
             });
