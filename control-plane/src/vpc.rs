@@ -90,7 +90,7 @@ pub async fn run(state: StateDir, settings: Settings, shutdown: CancellationToke
         tokio::select! {
             () = shutdown.cancelled() => break,
             () = changes.next() => {
-                // What was asked is told in the log of whoever asked; a ledger of all of it would grow for ever.
+                // Nobody reads the ledger of calls here, and it would grow for ever.
                 drop(instances.cloud.take_calls());
             }
         }

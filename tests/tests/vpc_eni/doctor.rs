@@ -170,12 +170,9 @@ fn world(label: &str) -> Result<World> {
             let prefix = if number == 0 { "pod" } else { "other" };
             node.add(&format!("{prefix}-{pod}"))?;
         }
-        wait::until_value(
-            "each pod has its rules",
-            SOON,
-            || node.ip(&["rule"]).unwrap_or_default(),
-            |rules| rules.matches("512:").count() == 5 && rules.matches("1536:").count() == 2,
-        );
+        let rules = node.ip(&["rule"])?;
+        let counts = ["512:", "1536:"].map(|rule| rules.matches(rule).count());
+        ensure!(counts == [5, 2], "{rules}");
     }
     Ok(world)
 }
