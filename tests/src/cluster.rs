@@ -6,6 +6,7 @@ use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
+use libtest_mimic::{Arguments, Failed, Trial};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -291,6 +292,55 @@ impl Cluster {
         }
         Ok(())
     }
+}
+
+/// What is done on a cluster.
+pub type Scenario = fn(&Cluster) -> anyhow::Result<()>;
+
+/// Brings a cluster up, runs trials on it in order, and takes it down. Whether all of that went well.
+#[must_use]
+pub fn run_trials(
+    arguments: &Arguments,
+    state_dir: &Path,
+    flags: &[&str],
+    scenarios: &'static [(&'static str, Scenario)],
+) -> bool {
+    let cluster = match Cluster::up(state_dir, flags) {
+        Ok(cluster) => cluster,
+        Err(error) => {
+            eprintln!("{error:#}");
+            return false;
+        }
+    };
+    // The trials outlive no call of `run`; a leaked reference lets them be 'static, and the cluster is taken down by
+    // hand below.
+    let cluster: &'static Cluster = Box::leak(Box::new(cluster));
+    let trials = scenarios.iter().map(|(name, scenario)| {
+        Trial::test(*name, move || {
+            scenario(cluster).map_err(|error| Failed::from(format!("{error:#}")))
+        })
+    });
+    let conclusion = libtest_mimic::run(arguments, trials.collect());
+    if conclusion.has_failed() {
+        cluster.print_logs();
+    }
+    let down = cluster.causeway("down", &[]);
+    let is_down = down.as_ref().is_ok_and(|output| output.status.success());
+    if !is_down {
+        eprintln!("causeway down: {:?}", down.as_ref().map(everything));
+    }
+    !conclusion.has_failed() && is_down
+}
+
+/// A manifest of `examples`.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn example(name: &str) -> anyhow::Result<String> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../examples")
+        .join(name);
+    std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
 }
 
 impl Drop for Cluster {

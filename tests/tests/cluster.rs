@@ -39,18 +39,15 @@ mod transcript;
 #[path = "cluster/workloads.rs"]
 mod workloads;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Context as _;
-use libtest_mimic::{Arguments, Failed, Trial};
-use tests::cluster::{Cluster, everything};
+use libtest_mimic::{Arguments, Trial};
+use tests::cluster::{Scenario, example, run_trials};
 
 const SOON: Duration = Duration::from_secs(30);
 const LATER: Duration = Duration::from_secs(90);
-
-type Scenario = fn(&Cluster) -> anyhow::Result<()>;
 
 /// In order: later ones use what earlier ones applied.
 const SCENARIOS: &[(&str, Scenario)] = &[
@@ -253,41 +250,9 @@ fn main() -> ExitCode {
         return libtest_mimic::run(&arguments, trials.collect()).exit_code();
     }
     let state_dir = PathBuf::from(format!("/var/lib/cwt-cluster-{}", std::process::id()));
-    let cluster = match Cluster::up(&state_dir, &[]) {
-        Ok(cluster) => cluster,
-        Err(error) => {
-            eprintln!("{error:#}");
-            return ExitCode::FAILURE;
-        }
-    };
-    // The trials outlive no call of `run`; a leaked reference lets them be 'static, and the cluster is taken down by
-    // hand below.
-    let cluster: &'static Cluster = Box::leak(Box::new(cluster));
-    let trials = SCENARIOS.iter().map(|(name, scenario)| {
-        Trial::test(*name, move || {
-            scenario(cluster).map_err(|error| Failed::from(format!("{error:#}")))
-        })
-    });
-    let conclusion = libtest_mimic::run(&arguments, trials.collect());
-    if conclusion.has_failed() {
-        cluster.print_logs();
+    if run_trials(&arguments, &state_dir, &[], SCENARIOS) {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
     }
-    match cluster.causeway("down", &[]) {
-        Ok(output) if output.status.success() => conclusion.exit_code(),
-        Ok(output) => {
-            eprintln!("causeway down: {}", everything(&output));
-            ExitCode::FAILURE
-        }
-        Err(error) => {
-            eprintln!("causeway down: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn example(name: &str) -> anyhow::Result<String> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../examples")
-        .join(name);
-    std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
 }

@@ -7,16 +7,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use libtest_mimic::{Arguments, Failed, Trial};
+use libtest_mimic::{Arguments, Trial};
 use netlink::Namespace;
 use serde_json::Value;
-use tests::cluster::{Cluster, everything, process_of};
+use tests::cluster::{Cluster, Scenario, everything, example, process_of, run_trials};
 use tests::process::{Place, installed};
 use tests::{http, wait};
 use vpc_eni::ec2::{Ec2 as _, Eni, Metadata as _, Which};
@@ -32,7 +32,6 @@ const NODES: u8 = 3;
 /// So many addresses a node keeps ready.
 const WARM: usize = 2;
 
-type Scenario = fn(&Cluster) -> Result<()>;
 /// What is done on a cluster, in order.
 type Scenarios = &'static [(&'static str, Scenario)];
 
@@ -93,43 +92,14 @@ fn main() -> ExitCode {
     }
     let mut passed = true;
     for (number, (flags, scenarios)) in CLUSTERS.iter().enumerate() {
-        passed &= run(&arguments, number, flags, scenarios);
+        let state_dir = PathBuf::from(format!("/var/lib/cwt-vpc-{}-{number}", std::process::id()));
+        passed &= run_trials(&arguments, &state_dir, flags, scenarios) && nothing_is_left();
     }
     if passed {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
     }
-}
-
-/// Whether all went well.
-fn run(arguments: &Arguments, number: usize, flags: &[&str], scenarios: Scenarios) -> bool {
-    let state_dir = PathBuf::from(format!("/var/lib/cwt-vpc-{}-{number}", std::process::id()));
-    let cluster = match Cluster::up(&state_dir, flags) {
-        Ok(cluster) => cluster,
-        Err(error) => {
-            eprintln!("{error:#}");
-            return false;
-        }
-    };
-    // The trials outlive no call of `run`; a leaked reference lets them be 'static, and the cluster is taken down by
-    // hand below.
-    let cluster: &'static Cluster = Box::leak(Box::new(cluster));
-    let trials = scenarios.iter().map(|(name, scenario)| {
-        Trial::test(*name, move || {
-            scenario(cluster).map_err(|error| Failed::from(format!("{error:#}")))
-        })
-    });
-    let conclusion = libtest_mimic::run(arguments, trials.collect());
-    if conclusion.has_failed() {
-        cluster.print_logs();
-    }
-    let down = cluster.causeway("down", &[]);
-    let is_down = down.as_ref().is_ok_and(|output| output.status.success());
-    if !is_down {
-        eprintln!("causeway down: {:?}", down.as_ref().map(everything));
-    }
-    !conclusion.has_failed() && is_down && nothing_is_left()
 }
 
 /// Of the router, on this machine.
@@ -179,13 +149,6 @@ impl fmt::Display for Node {
             self.secondary(),
         )
     }
-}
-
-fn example(name: &str) -> Result<String> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../examples")
-        .join(name);
-    std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime> {
