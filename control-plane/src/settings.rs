@@ -182,6 +182,12 @@ impl Settings {
             self.nodes
         );
         self.validate_underlay_cidr()?;
+        ensure!(
+            self.vpc.is_some() == (self.network == Network::VpcEni),
+            "the settings have {} VPC for the network {}",
+            if self.vpc.is_some() { "a" } else { "no" },
+            self.network
+        );
         match &self.vpc {
             Some(vpc) => vpc.validate(self)?,
             None => self.validate_pod_cidr()?,

@@ -246,7 +246,18 @@ fn a_vpc_that_cannot_be_is_refused_with_the_flag_named() {
     fn vpc(settings: &mut Settings) -> &mut Vpc {
         settings.vpc.as_mut().expect("in a VPC")
     }
-    let rows: [(&str, Spoil); 6] = [
+    let rows: [(&str, Spoil); 8] = [
+        ("the settings have a VPC for the network vxlan", |s| {
+            s.network = Network::Vxlan;
+        }),
+        (
+            "--vpc-eni WARM_IP_TARGETS: amazon-vpc-cni-k8s has no variable of that name",
+            |s| {
+                vpc(s)
+                    .variables
+                    .insert("WARM_IP_TARGETS".to_owned(), "2".to_owned());
+            },
+        ),
         (
             "--vpc-eni AWS_VPC_K8S_CNI_VETHPREFIX=veth: pods' devices are called eni… here",
             |s| {

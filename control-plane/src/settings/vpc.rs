@@ -57,6 +57,9 @@ impl Vpc {
             self.instance_type,
             fake_vpc::instance_types().collect::<Vec<_>>().join(", ")
         );
+        if let Some(name) = vpc_eni::settings::Settings::unknown_names(&self.variables).first() {
+            bail!("--vpc-eni {name}: amazon-vpc-cni-k8s has no variable of that name");
+        }
         let (variables, refused) = vpc_eni::settings::Settings::from_variables(self.variables.clone());
         if let Some(refused) = refused.first() {
             bail!("--vpc-eni {refused}");

@@ -1,15 +1,12 @@
 //! Pods with addresses of an AWS VPC: what the manager of addresses is refused, in the words in which it is told there,
 //! what the kernel has against the plan, and whether amazon-vpc-cni-k8s runs beside this agent.
 
-use std::collections::BTreeSet;
-
 use model::NodeName;
 use netlink::nft::Nft;
-use netlink::nft::ruleset::Ruleset;
 use netlink::{Netlink, nft};
 use overlay::pods::Assigned;
-use overlay::vpc::Plan;
 use overlay::vpc::audit::{self, AuditError, Difference, Part, Whose};
+use overlay::vpc::{Plan, aws_node};
 use vpc_eni::ipam::Status;
 
 use super::finding;
@@ -28,9 +25,6 @@ const LISTENS: u32 = 1 << 16;
 /// What helps where every pass of the agent mends it.
 const MENDS: &str =
     "the agent mends it when it sees the change: find who changes it (another agent, a script)";
-
-/// The peer's chains in table `nat`.
-const PEERS_CHAIN: &str = "AWS-SNAT-CHAIN-0";
 
 /// One finding for each thing that does not work, by its kind.
 #[must_use]
@@ -152,8 +146,11 @@ fn told(difference: &Difference) -> Finding {
 pub fn peer() -> Result<Vec<Finding>, nft::Error> {
     let sockets = std::fs::read_to_string("/proc/net/unix").unwrap_or_default();
     let mut findings: Vec<Finding> = peers_socket(&sockets).into_iter().collect();
-    let nat = Nft::open()?.ruleset(|table| table == "nat")?;
-    findings.extend(peers_rules(&nat));
+    findings.extend(
+        aws_node::rules_left(&mut Nft::open()?)?
+            .into_iter()
+            .map(peers_rules),
+    );
     Ok(findings)
 }
 
@@ -181,21 +178,15 @@ fn peers_socket(sockets: &str) -> Option<Finding> {
 }
 
 /// Its rules without it: an agent that went left them.
-fn peers_rules(nat: &Ruleset) -> Option<Finding> {
-    let families: BTreeSet<&str> = nat
-        .rules
-        .iter()
-        .filter(|(name, rules)| name.chain == PEERS_CHAIN && !rules.is_empty())
-        .map(|(name, _)| name.family.word())
-        .collect();
-    let family = families.first()?;
-    Some(finding(
+fn peers_rules(object: String) -> Finding {
+    finding(
         "vpc-aws-node-rules",
-        format!("chain {family} nat {PEERS_CHAIN}"),
-        "rules of aws-node translate what leaves the VPC: they go by its settings, and by interfaces that it knew".to_owned(),
-        "take them away once no aws-node runs here: iptables -t nat -S | grep AWS-, then -D and -X; what is translated goes \
-         on here",
-    ))
+        object,
+        "aws-node left it: what leaves the VPC goes by its settings, and by interfaces that it knew"
+            .to_owned(),
+        "take its rules away once no aws-node runs here: iptables-save | grep -e AWS- -e 'AWS, ', then -D and -X in each \
+         table, and nft delete table ip aws-cni; what is translated goes on here",
+    )
 }
 
 #[cfg(test)]

@@ -190,7 +190,7 @@ impl ApiSource {
         let status = nodes.items.into_iter().find_map(|node| node.status);
         let (info, allocatable) =
             status.map_or((None, None), |status| (status.node_info, status.allocatable));
-        let most_pods = allocatable.and_then(|amounts| amounts.get("pods")?.0.parse().ok());
+        let most_pods = allocatable.and_then(|amounts| super::vpc_facts::pods(&amounts.get("pods")?.0));
         Ok(Versions {
             server,
             kubelet: info.map(|info| info.kubelet_version),

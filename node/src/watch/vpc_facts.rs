@@ -183,9 +183,11 @@ impl VpcFacts {
         let own = nodes.get(&*self.node.0);
         let says = |path: &str| own.and_then(|own| own.data.pointer(path));
         Facts {
-            max_pods: self
-                .max_pods
-                .or_else(|| says("/status/allocatable/pods").and_then(pods)),
+            max_pods: self.max_pods.or_else(|| {
+                says("/status/allocatable/pods")
+                    .and_then(Value::as_str)
+                    .and_then(pods)
+            }),
             is_schedulable: says("/spec/unschedulable") != Some(&Value::Bool(true)),
             eni_config: self.eni_config(own, known.eni_configs.known.as_ref()),
         }
@@ -288,11 +290,7 @@ fn converted(name: String, object: &DynamicObject) -> Result<EniConfig, NoEniCon
 }
 
 /// A count of pods as the API server writes it: `110`, and `2k` for 2000.
-fn pods(quantity: &Value) -> Option<u32> {
-    let text = match quantity {
-        Value::String(text) => text.clone(),
-        number => number.to_string(),
-    };
+pub(super) fn pods(text: &str) -> Option<u32> {
     match text.strip_suffix('k') {
         Some(thousands) => thousands.parse::<u32>().ok()?.checked_mul(1000),
         None => text.parse().ok(),

@@ -11,7 +11,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage as Message};
 
 use crate::address::{self, Address};
 use crate::error::{Error, Operation, Result};
-use crate::link::{self, Link, LinkChange, NewLink};
+use crate::link::{self, Link, LinkChange, LinkKind, NewLink};
 use crate::neighbour::{self, Entry, Forwarding, Neighbour};
 use crate::netns::Namespace;
 use crate::route::{self, Found, Lookup, Route, RouteFilter, Way};
@@ -105,7 +105,37 @@ impl Netlink {
         namespace.run(Self::open)?
     }
 
+    /// The other end of a veth, in whichever namespace it is; `None` where the device is gone, or no veth.
+    ///
+    /// # Errors
+    /// When the kernel does not tell, as one before Linux 4.20 does not.
+    pub fn peer_of(&mut self, veth: u32) -> Result<Option<Link>> {
+        let mut request = LinkMessage::default();
+        request.header.index = veth;
+        let Some(near) = self.link_message(&veth.to_string(), request)? else {
+            return Ok(None);
+        };
+        if link::decode(near.clone()).kind != LinkKind::Veth {
+            return Ok(None);
+        }
+        let mut request = LinkMessage::default();
+        for attribute in near.attributes {
+            match attribute {
+                LinkAttribute::Link(index) => request.header.index = index,
+                LinkAttribute::LinkNetNsId(number) => {
+                    request.attributes.push(LinkAttribute::IfNetnsId(number));
+                }
+                _ => {}
+            }
+        }
+        self.link(&format!("the other end of {veth}"), request)
+    }
+
     fn link(&mut self, object: &str, request: LinkMessage) -> Result<Option<Link>> {
+        Ok(self.link_message(object, request)?.map(link::decode))
+    }
+
+    fn link_message(&mut self, object: &str, request: LinkMessage) -> Result<Option<LinkMessage>> {
         let answer = match self.socket.get(Message::GetLink(request)) {
             Ok(answer) => answer,
             Err(cause) => {
@@ -114,7 +144,7 @@ impl Netlink {
             }
         };
         Ok(match answer {
-            Some(Message::NewLink(message)) => Some(link::decode(message)),
+            Some(Message::NewLink(message)) => Some(message),
             _ => None,
         })
     }

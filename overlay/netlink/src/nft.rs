@@ -49,7 +49,7 @@ pub use monitor::Monitor;
 pub use object::{
     BaseChain, Chain, Contents, DataType, Element, ElementData, Family, Hook, Set, SetKind, Table, Verdict,
 };
-pub use read::Filter;
+pub use read::{Filter, RuleInfo};
 pub use rule::Rule;
 
 /// `NFNL_SUBSYS_NFTABLES`.

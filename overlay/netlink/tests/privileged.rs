@@ -98,6 +98,16 @@ fn a_veth_is_made_with_its_other_end_in_another_namespace_and_both_are_up() {
         .expect("up");
     assert_eq!((other.mac, other.mtu), (Some([0x0a, 0, 0, 0, 0, 2]), 1400));
 
+    let told = kernel.peer_of(link.index).expect("get").expect("it is there");
+    assert_eq!(
+        (told.index, &*told.name, told.mac),
+        (other.index, "cwpeer", other.mac)
+    );
+    let back = far.netlink().peer_of(other.index).expect("get");
+    assert_eq!(back.expect("it is there").name, "eth0");
+    assert_eq!(kernel.peer_of(9_999).expect("get"), None);
+    assert_eq!(kernel.peer_of(1).expect("the loopback"), None);
+
     let again = kernel.create_link(&NewLink::new("eth0", NewLinkKind::Bridge));
     assert!(again.expect_err("the name is taken").is_present());
     kernel.delete_link(link.index).expect("delete");

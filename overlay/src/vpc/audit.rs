@@ -11,7 +11,7 @@ use netlink::rule::Rule;
 use netlink::{Kernel, Link, LinkChange, Result, Route, RouteFilter, sysctl};
 
 use super::plan::Plan;
-use super::reconcile::{Actual, Change, difference};
+use super::reconcile::{Actual, Change, difference, interface_devices};
 use super::translation;
 use crate::own_pods::routes_of;
 use crate::pods::Assigned;
@@ -189,7 +189,8 @@ pub fn translation(
         return Ok(left.into_iter().collect());
     };
     let links = kernel.links()?;
-    let Some(primary) = links.iter().find(|link| link.mac == Some(wanted.primary.0)) else {
+    let devices = interface_devices(links.iter());
+    let Some(primary) = devices.get(&wanted.primary) else {
         return Ok(Vec::new());
     };
     let differences = nft.differences(&translation::layout(wanted, &primary.name))?;
@@ -238,9 +239,8 @@ pub fn reverse_paths(kernel: &mut impl Kernel, plan: &Plan) -> Result<Vec<Differ
         sysctl::read(&path).ok()?.trim().parse::<u32>().ok()
     };
     let links = kernel.links()?;
-    let loose = links
-        .iter()
-        .filter(|link| plan.loose.iter().any(|mac| link.mac == Some(mac.0)));
+    let devices = interface_devices(links.iter());
+    let loose = plan.loose.iter().filter_map(|mac| devices.get(mac));
     let all = value("all").unwrap_or_default();
     Ok(loose
         .filter(|link| value(&link.name).is_some_and(|own| own.max(all) == STRICT))

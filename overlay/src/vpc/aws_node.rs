@@ -17,7 +17,7 @@ use std::path::Path;
 use std::time::Duration;
 
 pub use checkpoint::CheckpointError;
-pub use rules::{has_legacy_tables, remove_rules};
+pub use rules::{has_legacy_tables, remove_rules, rules_left};
 pub use take_over::{TakenOver, take_over};
 
 /// Where its daemon answers its plugin, since v1.23.

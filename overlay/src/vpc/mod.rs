@@ -33,6 +33,7 @@ use ipnetwork::{IpNetwork, Ipv4Network};
 use model::{MacAddr, Mtu};
 
 pub use plan::{Plan, Rejected, plan};
+pub use reconcile::interface_devices;
 pub(crate) use reconcile::remove_all;
 pub use run::{Config, Status, run};
 pub use translation::table;

@@ -52,7 +52,7 @@ impl Actual {
         let main = mirror.foreign_routes.iter();
         routes.extend(main.filter(|route| route.protocol == KERNELS_PROTOCOL).cloned());
         Ok(Self {
-            links: devices(mirror.links.values()),
+            links: interface_devices(mirror.links.values()),
             addresses: kernel.addresses(None)?,
             rules: kernel.all_rules()?,
             routes,
@@ -65,8 +65,9 @@ impl Actual {
     }
 }
 
-/// The devices of interfaces. Others may share the MAC address of one: VLANs on it, bridges that it is a port of.
-fn devices<'a>(links: impl Iterator<Item = &'a Link>) -> BTreeMap<MacAddr, Link> {
+/// The devices of interfaces, by their MAC addresses, among those that there are. Others may share the address of one:
+/// VLANs on it, bridges that it is a port of.
+pub fn interface_devices<'a>(links: impl Iterator<Item = &'a Link>) -> BTreeMap<MacAddr, Link> {
     let mut devices: BTreeMap<MacAddr, Link> = BTreeMap::new();
     let own = links.filter(|link| matches!(link.kind, LinkKind::Physical | LinkKind::Veth));
     for link in own {

@@ -250,7 +250,7 @@ impl FromIterator<IpNetwork> for Addresses {
     }
 }
 
-/// EC2's actions, by their names in the API. A policy of IAM must allow those that [`Ec2`] has.
+/// EC2's actions, by their names in the API: those that [`Ec2`] has, and what a fake EC2 answers besides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[expect(missing_docs, reason = "EC2's documents say what each does")]
 pub enum Action {
@@ -290,6 +290,12 @@ impl Action {
         Self::UnassignIpv6Addresses,
         Self::UnassignPrivateIpAddresses,
     ];
+
+    /// Whether the manager asks for it, so that it must be allowed to.
+    #[must_use]
+    pub const fn is_needed(self) -> bool {
+        !matches!(self, Self::DescribeSecurityGroups)
+    }
 
     /// Whether it changes something.
     #[must_use]
@@ -513,7 +519,7 @@ pub trait Metadata: Send + Sync + 'static {
     /// Who the instance is.
     fn identity(&self) -> impl Future<Output = Result<Identity, MetadataError>> + Send;
 
-    /// `network/interfaces/macs/MAC/vpc-ipv4-cidr-blocks`, of the primary interface.
+    /// `network/interfaces/macs/MAC/vpc-ipv4-cidr-blocks`, of the primary interface: one at least.
     fn vpc_networks(
         &self,
         primary: MacAddr,

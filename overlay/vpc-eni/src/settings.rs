@@ -3,7 +3,7 @@
 //!
 //! A variable that cannot be understood is refused and told; the peer falls back to a default and logs it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -156,7 +156,56 @@ const NOT_HERE: [(&str, &str); 4] = [
     ),
 ];
 
+/// What the peer has that means nothing to this program: where and how it logs, and how its parts find each other.
+const WITHOUT_MEANING: [&str; 21] = [
+    "ANNOTATE_POD_IP",
+    "AWS_VPC_K8S_CNI_LOGLEVEL",
+    "AWS_VPC_K8S_CNI_LOG_FILE",
+    "AWS_VPC_K8S_EGRESS_V4_PLUGIN_LOG_FILE",
+    "AWS_VPC_K8S_EGRESS_V6_PLUGIN_LOG_FILE",
+    "AWS_VPC_K8S_PLUGIN_LOG_FILE",
+    "AWS_VPC_K8S_PLUGIN_LOG_LEVEL",
+    "CLUSTER_ENDPOINT",
+    "DISABLE_LEAKED_ENI_CLEANUP",
+    "DISABLE_NETWORK_RESOURCE_PROVISIONING",
+    "DISABLE_POD_V6",
+    "DISABLE_TCP_EARLY_DEMUX",
+    "ENABLE_BANDWIDTH_PLUGIN",
+    "ENABLE_IMDS_ONLY_MODE",
+    "ENABLE_NFTABLES",
+    "MY_NODE_NAME",
+    "MY_POD_NAME",
+    "NETWORK_POLICY_ENFORCING_MODE",
+    "POD_SECURITY_GROUP_ENFORCING_MODE",
+    "VPC_CNI_VERSION",
+    "VPC_ID",
+];
+
+/// Begin of names that are the SDK's (`AWS_REGION`), unless they begin like the peer's own.
+const SDKS: &str = "AWS_";
+const PEERS_OWN: &str = "AWS_VPC_";
+
 impl Settings {
+    /// Names among these that are neither the peer's variables nor AWS's: likely misspelt.
+    #[must_use]
+    pub fn unknown_names(variables: &BTreeMap<String, String>) -> Vec<&str> {
+        let mut from = Variables {
+            values: variables.clone(),
+            asked: BTreeSet::new(),
+            refused: Vec::new(),
+        };
+        let _settings = from.settings();
+        from.refuse_other_names();
+        let is_known = |name: &&str| {
+            from.asked.contains(name)
+                || NOT_HERE.iter().any(|(other, _)| other == name)
+                || WITHOUT_MEANING.contains(name)
+                || (name.starts_with(SDKS) && !name.starts_with(PEERS_OWN))
+        };
+        let names = variables.keys().map(String::as_str);
+        names.filter(|name| !is_known(name)).collect()
+    }
+
     /// Reads the variables. What is wrong with one leaves its default.
     #[must_use]
     pub fn from_variables(variables: impl IntoIterator<Item = (String, String)>) -> (Self, Vec<Refused>) {
@@ -165,6 +214,7 @@ impl Settings {
                 .into_iter()
                 .filter(|(_, value)| !value.trim().is_empty())
                 .collect(),
+            asked: BTreeSet::new(),
             refused: Vec::new(),
         };
         let settings = from.settings();
@@ -186,6 +236,8 @@ impl Settings {
 
 struct Variables {
     values: BTreeMap<String, String>,
+    /// Names that were looked for, whether there or not.
+    asked: BTreeSet<&'static str>,
     refused: Vec<Refused>,
 }
 
@@ -294,7 +346,7 @@ impl Variables {
 
     fn custom_networking(&mut self) -> Option<CustomNetworking> {
         const DEFAULT: &str = "k8s.amazonaws.com/eniConfig";
-        let key = |name| self.text(name).unwrap_or_else(|| DEFAULT.to_owned());
+        let mut key = |name| self.text(name).unwrap_or_else(|| DEFAULT.to_owned());
         let keys = CustomNetworking {
             annotation: key("ENI_CONFIG_ANNOTATION_DEF"),
             label: key("ENI_CONFIG_LABEL_DEF"),
@@ -380,14 +432,16 @@ impl Variables {
         }
     }
 
-    fn text(&self, name: &str) -> Option<String> {
+    fn text(&mut self, name: &'static str) -> Option<String> {
+        self.asked.insert(name);
         self.values.get(name).map(|value| value.trim().to_owned())
     }
 
     fn refuse(&mut self, name: &'static str, why: impl Into<String>) {
+        let value = self.text(name).unwrap_or_default();
         self.refused.push(Refused {
             name,
-            value: self.text(name).unwrap_or_default(),
+            value,
             why: why.into(),
         });
     }
@@ -527,6 +581,26 @@ mod tests {
             ),
         ] {
             assert_eq!(read(text), (Settings::default(), vec![why.to_owned()]), "{text}");
+        }
+    }
+
+    /// A switch takes the peer's variables along, of which not all mean something here.
+    #[test]
+    fn a_name_is_unknown_that_is_neither_the_peers_nor_the_sdks() {
+        for (name, is_known) in [
+            ("WARM_IP_TARGET", true),
+            ("ENI_CONFIG_LABEL_DEF", true),
+            ("AWS_VPC_K8S_CNI_LOGLEVEL", true),
+            ("AWS_VPC_K8S_CNI_CONNMARK", true),
+            ("ENABLE_POD_ENI", true),
+            ("AWS_REGION", true),
+            ("WARM_IP_TARGETS", false),
+            ("warm_ip_target", false),
+            ("AWS_VPC_K8S_CNI_EXTERNAL_SNAT", false),
+        ] {
+            let variables = BTreeMap::from([(name.to_owned(), "1".to_owned())]);
+            let unknown = if is_known { vec![] } else { vec![name] };
+            assert_eq!(Settings::unknown_names(&variables), unknown);
         }
     }
 }

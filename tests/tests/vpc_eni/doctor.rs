@@ -27,7 +27,7 @@ struct Row {
     evidence: &'static str,
 }
 
-const ROWS: [Row; 8] = [
+const ROWS: [Row; 10] = [
     Row {
         does: &["ip", "rule", "del", "pref", "512", "to", "POD"],
         undone_by: &[],
@@ -82,7 +82,21 @@ const ROWS: [Row; 8] = [
         undone_by: &["nft", "flush", "ruleset"],
         id: "vpc-aws-node-rules",
         object: "chain ip nat AWS-SNAT-CHAIN-0",
-        evidence: "translate what leaves the VPC",
+        evidence: "aws-node left it",
+    },
+    Row {
+        does: &["iptables-restore", "-n", "RULES"],
+        undone_by: &["nft", "flush", "ruleset"],
+        id: "vpc-aws-node-rules",
+        object: "rules of chain ip mangle PREROUTING",
+        evidence: "aws-node left it",
+    },
+    Row {
+        does: &["nft", "add", "table", "ip", "aws-cni"],
+        undone_by: &["nft", "delete", "table", "ip", "aws-cni"],
+        id: "vpc-aws-node-rules",
+        object: "table ip aws-cni",
+        evidence: "aws-node left it",
     },
 ];
 
@@ -91,6 +105,9 @@ const PEERS_RULES: &str = "*nat
 :AWS-SNAT-CHAIN-0 - [0:0]
 -A POSTROUTING -j AWS-SNAT-CHAIN-0
 -A AWS-SNAT-CHAIN-0 -d 172.30.0.0/16 -j RETURN
+COMMIT
+*mangle
+-A PREROUTING -i eni+ -m comment --comment \"AWS, primary ENI\" -j CONNMARK --restore-mark --nfmask 0x80 --ctmask 0x80
 COMMIT
 ";
 

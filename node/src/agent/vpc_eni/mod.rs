@@ -330,7 +330,7 @@ impl NodeHome {
 impl Home for NodeHome {
     fn has_device(&self, mac: MacAddr) -> bool {
         let links = Netlink::open().and_then(|mut kernel| kernel.links());
-        let is_there = links.is_ok_and(|links| links.iter().any(|link| link.mac == Some(mac.0)));
+        let is_there = links.is_ok_and(|links| vpc::interface_devices(links.iter()).contains_key(&mac));
         if !is_there {
             self.looks_again.store(true, Ordering::Relaxed);
         }

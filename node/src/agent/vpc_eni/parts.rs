@@ -3,6 +3,7 @@
 use anyhow::Context;
 use tokio::sync::watch;
 use vpc_eni::home::Facts;
+use vpc_eni::settings::Settings;
 
 use super::{Former, Manager, PART, Told, keep_ways, serve_introspection};
 use crate::agent::report::Sources;
@@ -22,6 +23,12 @@ pub fn start(
     let (Some(section), Some(pods)) = (&config.vpc_eni, sources.pods.clone()) else {
         return;
     };
+    for name in Settings::unknown_names(&section.variables) {
+        tracing::warn!(
+            name,
+            "vpcEni.variables has a name that is none of amazon-vpc-cni-k8s's variables"
+        );
+    }
     let former = Former::of(config, section);
     let manager = Manager {
         section: section.clone(),

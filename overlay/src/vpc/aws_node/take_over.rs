@@ -6,9 +6,8 @@
 //! Entries without a device are of pods that are gone.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
+use std::net::IpAddr;
 use std::path::Path;
-use std::time::{Duration, Instant};
 
 use ipnetwork::IpNetwork;
 use model::wiring::{ENI_IFNAME_PREFIX, ROUTE_PROTOCOL};
@@ -20,15 +19,6 @@ use crate::pods::PodError;
 use crate::pods::wiring::{host_ifname, host_mac};
 use crate::pods::{Adopted, Assigned, PodNetwork};
 use crate::reconcile::Mirror;
-
-/// How long a pod that lives takes to tell its MAC address, at most.
-const TELLS_WITHIN: Duration = Duration::from_secs(2);
-
-/// Between two looks whether it did.
-const LOOK_AGAIN: Duration = Duration::from_millis(10);
-
-/// `discard` (RFC 863): a datagram there is answered by nobody but the pod's kernel.
-const DISCARD: u16 = 9;
 
 /// What was found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -72,13 +62,11 @@ pub fn take_over(directory: &Path, pods: &PodNetwork) -> Result<TakenOver, PodEr
     let found = devices(&mirror, &pods.list());
     for whose in identified(entries, found) {
         let (Whose::Known(_, device) | Whose::Strange(device)) = &whose;
-        let pod_mac = mac_of_pod(&mut kernel, device)?;
-        if pod_mac.is_none() {
-            taken.problems.push(format!(
-                "device {}: its pod does not answer for {}; delete the pod if it has no network",
-                device.name, device.address
-            ));
-        }
+        let peer = kernel.peer_of(device.index)?;
+        let Some(pod_mac) = peer.and_then(|peer| peer.mac).map(MacAddr) else {
+            // It went since.
+            continue;
+        };
         match whose {
             Whose::Known(entry, device) => {
                 let adopted = Adopted {
@@ -87,7 +75,7 @@ pub fn take_over(directory: &Path, pods: &PodNetwork) -> Result<TakenOver, PodEr
                     address: device.address,
                     host_ifname: device.name,
                     host_mac: device.mac,
-                    pod_mac,
+                    pod_mac: Some(pod_mac),
                 };
                 taken.pods += usize::from(pods.adopt(&adopted)?);
             }
@@ -145,45 +133,9 @@ fn identified(entries: Vec<Entry>, devices: Vec<Device>) -> Vec<Whose> {
     devices.into_iter().map(whose).collect()
 }
 
-/// The MAC address of a pod's own device, which the kernel asks for as for any neighbour.
-fn mac_of_pod(kernel: &mut impl Kernel, device: &Device) -> Result<Option<MacAddr>, PodError> {
-    let deadline = Instant::now() + TELLS_WITHIN;
-    let mut is_asked = false;
-    loop {
-        let neighbours = kernel.neighbours(Some(device.index))?;
-        let found = neighbours
-            .iter()
-            .find(|neighbour| neighbour.address == device.address);
-        if let Some(mac) = found.and_then(|found| found.mac) {
-            return Ok(Some(MacAddr(mac)));
-        }
-        if Instant::now() >= deadline {
-            return Ok(None);
-        }
-        if !is_asked {
-            is_asked = true;
-            ask(device.address);
-        }
-        std::thread::sleep(LOOK_AGAIN);
-    }
-}
-
-/// Has the kernel resolve an address. Where it cannot, there is no answer, which the caller sees.
-fn ask(address: IpAddr) {
-    let any: IpAddr = match address {
-        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-    };
-    if let Ok(socket) = UdpSocket::bind((any, 0)) {
-        let _resolves = socket.send_to(&[], (address, DISCARD));
-    }
-}
-
 /// A pod whose record is lost is one that our routes lead to ([`crate::strangers`]).
-fn keep_stranger(kernel: &mut impl Kernel, device: &Device, mac: Option<MacAddr>) -> Result<(), PodError> {
-    // One that does not answer is not reached; its address is nobody else's all the same.
-    let mac = mac.unwrap_or(MacAddr([0; 6]));
-    kernel.replace_neighbour(&Neighbour::permanent(device.index, device.address, mac.0))?;
+fn keep_stranger(kernel: &mut impl Kernel, device: &Device, pod_mac: MacAddr) -> Result<(), PodError> {
+    kernel.replace_neighbour(&Neighbour::permanent(device.index, device.address, pod_mac.0))?;
     let destination = IpNetwork::from(device.address);
     kernel.replace_route(&Route::on_link(destination, device.index, ROUTE_PROTOCOL))?;
     Ok(())
