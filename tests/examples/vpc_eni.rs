@@ -14,6 +14,7 @@
 //!
 //! filled      from the agent's start to so many addresses, and the calls that it took
 //! resident    VmRSS of the agent with all of these pods, and VmHWM: the most that it ever had
+//! without     the same of an agent that has no such part: the difference is what the addresses cost
 //! calls       to EC2 while the pods came and went
 //! ```
 //! Each figure of ADD and DEL is for one call of the plugin from start to end, in milliseconds: middle, 99 of 100, slowest.
@@ -57,6 +58,7 @@ fn main() -> Result<()> {
         "{:<10} {:<6} {:>22} {:>22} {:>16} {:>20} {:>6}",
         "", "", "ADD p50 p99 max", "DEL p50 p99 max", "filled, calls", "resident, peak", "calls"
     );
+    println!("{:<10} {:<6} {:>82}", "without", "", without()?);
     let all = pods.to_string();
     let [enough, more] = [("0", &all), (all.as_str(), &all)].map(|(warm, least)| {
         json!({"WARM_IP_TARGET": warm, "MINIMUM_IP_TARGET": least, "IP_COOLDOWN_PERIOD": "0"})
@@ -87,14 +89,14 @@ fn run(variables: &Value, pods: usize, at_once: usize, throttled: u8) -> Result<
     let node = &world.nodes[0];
     let hosts: Vec<Host> = (0..pods).map(|_| Host::new("pod")).collect::<Result<_>>()?;
     let add = times(node, &hosts, at_once, "ADD");
-    let (resident, peak) = (memory(node, "VmRSS:")?, memory(node, "VmHWM:")?);
+    let memory = memory(node)?;
     let del = times(node, &hosts, at_once, "DEL");
     Ok(format!(
         "{:>22} {:>22} {:>16} {:>20} {:>6}",
         told(add),
         told(del),
         format!("{:.1} s, {calls}", filled.as_secs_f64()),
-        format!("{resident:.1}, {peak:.1} MiB"),
+        memory,
         world.cloud.calls().len()
     ))
 }
@@ -138,15 +140,31 @@ fn times(node: &Node, hosts: &[Host], at_once: usize, verb: &str) -> Vec<Duratio
     })
 }
 
-/// What the kernel says of the agent's memory, in MiB.
-fn memory(node: &Node, name: &str) -> Result<f64> {
+/// The memory of an agent without the section.
+fn without() -> Result<String> {
+    let mut world = World::of_type("figures", 1, &json!({}), LIMITS)?;
+    let node = &mut world.nodes[0];
+    let mut config: Value = serde_json::from_slice(&std::fs::read(&node.config)?)?;
+    let sections = config.as_object_mut().context("sections")?;
+    sections.retain(|name, _| !["vpcEni", "cni"].contains(&name.as_str()));
+    std::fs::write(&node.config, config.to_string())?;
+    node.start_agent(&KEYS)?;
+    let is_there = |told: &Option<String>| told.is_some();
+    let told = || node.sample("causeway_config_keys_waiting_for_restart");
+    wait::until_value("the agent is up", DEADLINE, told, is_there);
+    memory(node)
+}
+
+/// What the kernel says of the agent's memory: now, and the most that it had.
+fn memory(node: &Node) -> Result<String> {
     let agent = node.agent.as_ref().context("it runs")?;
     let status = std::fs::read_to_string(format!("/proc/{}/status", agent.pid()))?;
-    let line = status.lines().find(|line| line.starts_with(name));
-    let kib = line
-        .and_then(|line| line.split_whitespace().nth(1))
-        .context("a number")?;
-    Ok(kib.parse::<f64>()? / 1024.0)
+    let mib = |name: &str| -> Result<f64> {
+        let line = status.lines().find(|line| line.starts_with(name));
+        let kib = line.and_then(|line| line.split_whitespace().nth(1));
+        Ok(kib.context("a number")?.parse::<f64>()? / 1024.0)
+    };
+    Ok(format!("{:.1}, {:.1} MiB", mib("VmRSS:")?, mib("VmHWM:")?))
 }
 
 fn told(mut times: Vec<Duration>) -> String {

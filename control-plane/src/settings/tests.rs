@@ -246,7 +246,7 @@ fn a_vpc_that_cannot_be_is_refused_with_the_flag_named() {
     fn vpc(settings: &mut Settings) -> &mut Vpc {
         settings.vpc.as_mut().expect("in a VPC")
     }
-    let rows: [(&str, Spoil); 8] = [
+    let rows: [(&str, Spoil); 9] = [
         ("the settings have a VPC for the network vxlan", |s| {
             s.network = Network::Vxlan;
         }),
@@ -263,6 +263,13 @@ fn a_vpc_that_cannot_be_is_refused_with_the_flag_named() {
             |s| {
                 let name = "AWS_VPC_K8S_CNI_VETHPREFIX".to_owned();
                 vpc(s).variables.insert(name, "veth".to_owned());
+            },
+        ),
+        (
+            "--vpc-eni AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG=true: the cluster's API server has no ENIConfigs yet",
+            |s| {
+                let name = "AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG".to_owned();
+                vpc(s).variables.insert(name, "true".to_owned());
             },
         ),
         (

@@ -69,6 +69,10 @@ impl Vpc {
             "--vpc-eni ENABLE_IPv6=true: the cluster's VPC has no IPv6 yet"
         );
         ensure!(
+            variables.custom_networking.is_none(),
+            "--vpc-eni AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG=true: the cluster's API server has no ENIConfigs yet"
+        );
+        ensure!(
             settings.underlay_cidr.secondary().is_none(),
             "--underlay-cidr {}: the cluster's VPC has no IPv6 yet",
             settings.underlay_cidr

@@ -22,6 +22,7 @@ use super::api_source;
 use super::report::Sources;
 use super::sysctls::Sysctls;
 use super::vpc_eni::Heard;
+use crate::config::VpcEni;
 use crate::doctor::ways::Peer;
 use crate::doctor::{
     api, certificates, dns, finding, flows, network, pods, services, settings, surroundings, vpc, ways,
@@ -86,7 +87,7 @@ fn unread(what: &str, error: &dyn std::error::Error) -> Vec<Finding> {
 }
 
 /// What is wrong around pods with addresses of a VPC.
-fn look_at_vpc(heard: &Heard, pods: &[Assigned]) -> Vec<Finding> {
+fn look_at_vpc(heard: &Heard, section: &VpcEni, pods: &[Assigned]) -> Vec<Finding> {
     let (status, plan) = (heard.status.borrow().clone(), heard.plan.borrow().clone());
     let mut findings: Vec<Finding> = vpc::waiting(&status).into_iter().collect();
     findings.extend(vpc::leaked(&status));
@@ -94,7 +95,7 @@ fn look_at_vpc(heard: &Heard, pods: &[Assigned]) -> Vec<Finding> {
         let differs = vpc::differences(&plan, pods);
         findings.extend(differs.unwrap_or_else(|error| unread("the ways of the VPC", &error)));
     }
-    let peer = vpc::peer();
+    let peer = vpc::peer(&section.aws_node_dir);
     findings.extend(peer.unwrap_or_else(|error| unread("rules of others", &error)));
     findings
 }
@@ -205,8 +206,9 @@ impl Sources {
         let rules = settings::rules(&facts.pods);
         findings.extend(rules.unwrap_or_else(|error| unread("rules of policy routing", &error)));
         let pods = self.pods.as_ref().and_then(|pods| pods.opened());
-        if let (Some(heard), Some(pods)) = (&self.vpc_eni, pods) {
-            findings.extend(look_at_vpc(heard, &pods.list()));
+        let section = self.config.borrow().vpc_eni.clone();
+        if let (Some(heard), Some(section), Some(pods)) = (&self.vpc_eni, section, pods) {
+            findings.extend(look_at_vpc(heard, &section, &pods.list()));
         }
         let (Some(plan), Some(pods)) = (&facts.network, pods) else {
             return findings;

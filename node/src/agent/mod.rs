@@ -254,9 +254,10 @@ fn start_sysctls(supervisor: &mut Supervisor, sources: &Sources) {
 
 /// Where NetworkPolicies are told of. None where the agent has no pod network, or something else enforces them.
 fn reported_policies(config: &Config) -> Option<NetworkPolicies> {
-    let network = config.network.as_ref()?;
-    let wanted = network.network_policies == config::NetworkPolicies::Report;
-    wanted.then(NetworkPolicies::default)
+    let of_overlay = config.network.as_ref().map(|network| network.network_policies);
+    let of_vpc = config.vpc_eni.as_ref().map(|vpc| vpc.network_policies);
+    let is_wanted = of_overlay.or(of_vpc)? == config::NetworkPolicies::Report;
+    is_wanted.then(NetworkPolicies::default)
 }
 
 fn start_history(supervisor: &mut Supervisor, sources: &Sources) {

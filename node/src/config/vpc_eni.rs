@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use vpc_eni::settings::Settings;
 
+use super::NetworkPolicies;
+
 /// Pods with addresses of an AWS VPC.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
@@ -19,6 +21,8 @@ pub struct VpcEni {
     /// Whether packets are dropped that a pod sends from an address that is not its own. Default: true.
     #[serde(default = "yes")]
     pub anti_spoofing: bool,
+    /// As in `network`. Default: `report`.
+    pub network_policies: NetworkPolicies,
     /// Where `aws-node` (amazon-vpc-cni-k8s) has its socket and remembers whom it gave addresses: pods that it connected
     /// before are taken over, and nothing is given as long as it runs. Default: `/var/run/aws-node`.
     #[serde(default = "aws_node_dir")]

@@ -1,6 +1,8 @@
 //! Pods with addresses of an AWS VPC: what the manager of addresses is refused, in the words in which it is told there,
 //! what the kernel has against the plan, and whether amazon-vpc-cni-k8s runs beside this agent.
 
+use std::path::Path;
+
 use model::NodeName;
 use netlink::nft::Nft;
 use netlink::{Netlink, nft};
@@ -15,12 +17,6 @@ use crate::findings::{Finding, Severity};
 
 /// Pods that need no address of their own: those on the node's network. The peer's figures for `--max-pods` add as many.
 const ON_THE_NODES_NETWORK: u32 = 2;
-
-/// Where the peer's agent listens, since its 1.23.
-const PEERS_SOCKET: &str = "/aws-node/ipamd.sock";
-
-/// The state `SO_ACCEPTCON` of a socket in `/proc/net/unix`: it listens.
-const LISTENS: u32 = 1 << 16;
 
 /// What helps where every pass of the agent mends it.
 const MENDS: &str =
@@ -58,8 +54,8 @@ pub fn waiting(status: &Status) -> Option<Finding> {
                 "{waiting} pods wait for an address: of {total} that the node has pods have {assigned}, and {cooling} cool \
                  down"
             ),
-            "see what else is found of VPC addresses; where nothing is, EC2 is slow: keep more ready (WARM_IP_TARGET, \
-             MINIMUM_IP_TARGET)",
+            "see what else is found of VPC addresses; where nothing is, EC2 is slow, or addresses may not be given again \
+             yet (IP_COOLDOWN_PERIOD, 30 s): keep more ready (WARM_IP_TARGET, MINIMUM_IP_TARGET)",
         )
     })
 }
@@ -140,41 +136,27 @@ fn told(difference: &Difference) -> Finding {
 }
 
 /// amazon-vpc-cni-k8s on the same node: both give pods addresses of the same interfaces, and its rules translate as well.
+/// `directory` is where it has its socket, since its 1.23.
 ///
 /// # Errors
 /// When the rules cannot be listed.
-pub fn peer() -> Result<Vec<Finding>, nft::Error> {
-    let sockets = std::fs::read_to_string("/proc/net/unix").unwrap_or_default();
-    let mut findings: Vec<Finding> = peers_socket(&sockets).into_iter().collect();
-    findings.extend(
-        aws_node::rules_left(&mut Nft::open()?)?
-            .into_iter()
-            .map(peers_rules),
-    );
-    Ok(findings)
-}
-
-/// A socket is of its network namespace, whatever of the node's files is seen here.
-fn peers_socket(sockets: &str) -> Option<Finding> {
-    let listens = |line: &&str| {
-        let mut words = line.split_ascii_whitespace().skip(3);
-        let flags = words.next().and_then(|flags| u32::from_str_radix(flags, 16).ok());
-        flags.is_some_and(|flags| flags & LISTENS != 0)
-    };
-    let path = sockets
-        .lines()
-        .filter(listens)
-        .filter_map(|line| line.split_ascii_whitespace().nth(7))
-        .find(|path| path.ends_with(PEERS_SOCKET))?;
-    Some(finding(
-        "vpc-aws-node",
-        "DaemonSet kube-system/aws-node".to_owned(),
-        format!(
-            "it runs on this node as well: it listens at {path}, and gives pods addresses that this agent gives, too"
-        ),
-        "kubectl -n kube-system patch daemonset aws-node with a nodeSelector that no node has; or take this agent off the \
-         node",
-    ))
+pub fn peer(directory: &Path) -> Result<Vec<Finding>, nft::Error> {
+    let left = aws_node::rules_left(&mut Nft::open()?)?;
+    let runs = aws_node::is_running(directory, None).then(|| {
+        finding(
+            "vpc-aws-node",
+            "DaemonSet kube-system/aws-node".to_owned(),
+            format!(
+                "it runs on this node as well: it answers in {}, and gives pods addresses that this agent gives, too",
+                directory.display()
+            ),
+            "keep it off this node, or take this agent off: node/deploy/VPC-ENI.md",
+        )
+    });
+    Ok(runs
+        .into_iter()
+        .chain(left.into_iter().map(peers_rules))
+        .collect())
 }
 
 /// Its rules without it: an agent that went left them.
@@ -226,21 +208,6 @@ mod tests {
             "{evidence}"
         );
         assert_eq!(told(110, &Status::default()), None, "nothing is known yet");
-    }
-
-    #[test]
-    fn the_peers_socket_counts_where_it_listens() {
-        let line = |flags: &str, path: &str| {
-            format!(
-                "Num       RefCount Protocol Flags    Type St Inode Path\n0000000000000000: 00000002 00000000 {flags} 0001 01 12345{path}\n"
-            )
-        };
-        let told = |flags, path| peers_socket(&line(flags, path)).map(|told| told.id);
-        let own = " /var/run/aws-node/ipamd.sock";
-        assert_eq!(told("00010000", own).as_deref(), Some("vpc-aws-node"));
-        assert_eq!(told("00000000", own), None, "a client's");
-        assert_eq!(told("00010000", " /run/causeway/cni.sock"), None);
-        assert_eq!(told("00010000", ""), None);
     }
 
     #[test]

@@ -184,9 +184,10 @@ impl VpcFacts {
         let says = |path: &str| own.and_then(|own| own.data.pointer(path));
         Facts {
             max_pods: self.max_pods.or_else(|| {
-                says("/status/allocatable/pods")
-                    .and_then(Value::as_str)
-                    .and_then(pods)
+                says("/status/allocatable/pods").and_then(|quantity| match quantity {
+                    Value::String(text) => pods(text),
+                    number => pods(&number.to_string()),
+                })
             }),
             is_schedulable: says("/spec/unschedulable") != Some(&Value::Bool(true)),
             eni_config: self.eni_config(own, known.eni_configs.known.as_ref()),

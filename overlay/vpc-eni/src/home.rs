@@ -1,7 +1,7 @@
 //! What the manager knows of the node that it works for: its devices, and who has which address. The agent answers with
 //! the book of pod addresses and the kernel, tests with a book of their own.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -51,8 +51,8 @@ pub struct Census {
 
 /// The node, as the manager sees it.
 pub trait Home: Send + Sync + 'static {
-    /// Whether the kernel has a device with that MAC address.
-    fn has_device(&self, mac: MacAddr) -> bool;
+    /// MAC addresses of the network interfaces' devices; `None` where the kernel does not tell.
+    fn devices(&self) -> Option<BTreeSet<MacAddr>>;
 
     /// From now on pods are given addresses of these interfaces, and of no other. What was withdrawn and is among them
     /// is given again. `blocked` says why there will not be more, where that is so.
@@ -65,7 +65,7 @@ pub trait Home: Send + Sync + 'static {
     /// are returned, and stay as they are.
     fn withdraw(&self, blocks: &[IpNetwork]) -> Vec<IpNetwork>;
 
-    /// Returns when [`Home::census`] or [`Home::has_device`] may say something else than at the last call of this.
+    /// Returns when [`Home::census`] or [`Home::devices`] may say something else than at the last call of this.
     fn changed(&self) -> impl Future<Output = ()> + Send;
 }
 

@@ -4,6 +4,7 @@
 //! A variable that cannot be understood is refused and told; the peer falls back to a default and logs it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -87,8 +88,10 @@ pub struct Settings {
     pub mtu: u16,
     /// `POD_MTU`, in bytes; the interfaces' where it is not given.
     pub pod_mtu: Option<u16>,
-    /// `INTROSPECTION_BIND_ADDRESS`, unless `DISABLE_INTROSPECTION`.
-    pub introspection: Option<String>,
+    /// `INTROSPECTION_BIND_ADDRESS`.
+    pub introspection: SocketAddr,
+    /// Whether it is served, unless `DISABLE_INTROSPECTION`.
+    pub serves_introspection: bool,
     /// Whether metrics are wanted, unless `DISABLE_METRICS`. The agent has them at its own `metricsBind` in any case.
     pub metrics: bool,
     /// `AWS_EC2_ENDPOINT`.
@@ -117,7 +120,8 @@ impl Default for Settings {
             sets_rp_filter: true,
             mtu: 9001,
             pod_mtu: None,
-            introspection: Some("127.0.0.1:61679".to_owned()),
+            introspection: (Ipv4Addr::LOCALHOST, 61_679).into(),
+            serves_introspection: true,
             metrics: true,
             ec2_endpoint: None,
         }
@@ -137,7 +141,24 @@ pub struct Refused {
 }
 
 /// What the peer has and this program has not.
-const NOT_HERE: [(&str, &str); 4] = [
+const NOT_HERE: [(&str, &str); 9] = [
+    (
+        "ANNOTATE_POD_IP",
+        "pods get no annotation vpc.amazonaws.com/pod-ips here",
+    ),
+    (
+        "DISABLE_LEAKED_ENI_CLEANUP",
+        "interfaces that nobody has are always removed here",
+    ),
+    (
+        "DISABLE_NETWORK_RESOURCE_PROVISIONING",
+        "an agent that changes nothing at EC2 is not here yet",
+    ),
+    ("DISABLE_POD_V6", "IPv6 is not turned off in pods here"),
+    (
+        "ENABLE_IMDS_ONLY_MODE",
+        "an agent that asks nothing of EC2 is not here yet",
+    ),
     (
         "ENABLE_POD_ENI",
         "security groups for single pods are not here yet",
@@ -157,8 +178,7 @@ const NOT_HERE: [(&str, &str); 4] = [
 ];
 
 /// What the peer has that means nothing to this program: where and how it logs, and how its parts find each other.
-const WITHOUT_MEANING: [&str; 21] = [
-    "ANNOTATE_POD_IP",
+const WITHOUT_MEANING: [&str; 15] = [
     "AWS_VPC_K8S_CNI_LOGLEVEL",
     "AWS_VPC_K8S_CNI_LOG_FILE",
     "AWS_VPC_K8S_EGRESS_V4_PLUGIN_LOG_FILE",
@@ -166,16 +186,11 @@ const WITHOUT_MEANING: [&str; 21] = [
     "AWS_VPC_K8S_PLUGIN_LOG_FILE",
     "AWS_VPC_K8S_PLUGIN_LOG_LEVEL",
     "CLUSTER_ENDPOINT",
-    "DISABLE_LEAKED_ENI_CLEANUP",
-    "DISABLE_NETWORK_RESOURCE_PROVISIONING",
-    "DISABLE_POD_V6",
     "DISABLE_TCP_EARLY_DEMUX",
     "ENABLE_BANDWIDTH_PLUGIN",
-    "ENABLE_IMDS_ONLY_MODE",
     "ENABLE_NFTABLES",
     "MY_NODE_NAME",
     "MY_POD_NAME",
-    "NETWORK_POLICY_ENFORCING_MODE",
     "POD_SECURITY_GROUP_ENFORCING_MODE",
     "VPC_CNI_VERSION",
     "VPC_ID",
@@ -278,6 +293,7 @@ impl Variables {
             mtu: self.mtu("AWS_VPC_ENI_MTU").unwrap_or(defaults.mtu),
             pod_mtu: self.mtu("POD_MTU"),
             introspection: self.introspection(),
+            serves_introspection: !self.flag("DISABLE_INTROSPECTION", false),
             metrics: !self.flag("DISABLE_METRICS", false),
             ec2_endpoint: self.text("AWS_EC2_ENDPOINT"),
         }
@@ -372,6 +388,7 @@ impl Variables {
     fn refuse_other_names(&mut self) {
         const MARK: &str = "AWS_VPC_K8S_CNI_CONNMARK";
         const PREFIX: &str = "AWS_VPC_K8S_CNI_VETHPREFIX";
+        const POLICIES: &str = "NETWORK_POLICY_ENFORCING_MODE";
         if let Some(text) = self.text(MARK) {
             let number = match text.strip_prefix("0x") {
                 Some(digits) => u32::from_str_radix(digits, 16).ok(),
@@ -381,15 +398,30 @@ impl Variables {
                 self.refuse(MARK, "the mark is 0x80 here");
             }
         }
+        if self.text(POLICIES).is_some_and(|mode| mode != "standard") {
+            self.refuse(POLICIES, "NetworkPolicies are not enforced here");
+        }
         if self.text(PREFIX).is_some_and(|prefix| prefix != "eni") {
             self.refuse(PREFIX, "pods' devices are called eni… here");
         }
     }
 
-    fn introspection(&mut self) -> Option<String> {
-        let at = self.text("INTROSPECTION_BIND_ADDRESS");
-        let at = at.or(Settings::default().introspection);
-        at.filter(|_| !self.flag("DISABLE_INTROSPECTION", false))
+    /// As Go's `net.Listen` takes it: without a host it is all addresses.
+    fn introspection(&mut self) -> SocketAddr {
+        const NAME: &str = "INTROSPECTION_BIND_ADDRESS";
+        let default = Settings::default().introspection;
+        let Some(text) = self.text(NAME) else {
+            return default;
+        };
+        let parsed = match text.rsplit_once(':') {
+            Some(("", port)) => port.parse().map(|port| (Ipv4Addr::UNSPECIFIED, port).into()).ok(),
+            Some(("localhost", port)) => port.parse().map(|port| (Ipv4Addr::LOCALHOST, port).into()).ok(),
+            _ => text.parse().ok(),
+        };
+        parsed.unwrap_or_else(|| {
+            self.refuse(NAME, "is not an address with a port");
+            default
+        })
     }
 
     fn mtu(&mut self, name: &'static str) -> Option<u16> {
@@ -518,7 +550,7 @@ mod tests {
         check(
             "AWS_VPC_K8S_CNI_CONNMARK=0x80 AWS_VPC_K8S_CNI_VETHPREFIX=eni DISABLE_INTROSPECTION=true AWS_VPC_ENI_MTU=1500",
             |settings| {
-                settings.introspection = None;
+                settings.serves_introspection = false;
                 settings.mtu = 1500;
             },
         );
@@ -552,6 +584,10 @@ mod tests {
                 "AWS_VPC_K8S_CNI_RANDOMIZESNAT=dice: is neither prng nor hashrandom nor none",
             ),
             (
+                "INTROSPECTION_BIND_ADDRESS=unix:/var/run/aws-node/introspection.sock",
+                "INTROSPECTION_BIND_ADDRESS=unix:/var/run/aws-node/introspection.sock: is not an address with a port",
+            ),
+            (
                 "AWS_VPC_K8S_CNI_CONNMARK=0",
                 "AWS_VPC_K8S_CNI_CONNMARK=0: the mark is 0x80 here",
             ),
@@ -568,6 +604,14 @@ mod tests {
                 "ENABLE_IPv4=false: pods have no version of IP: ENABLE_IPv6 is not true",
             ),
             (
+                "NETWORK_POLICY_ENFORCING_MODE=strict",
+                "NETWORK_POLICY_ENFORCING_MODE=strict: NetworkPolicies are not enforced here",
+            ),
+            (
+                "DISABLE_NETWORK_RESOURCE_PROVISIONING=true",
+                "DISABLE_NETWORK_RESOURCE_PROVISIONING=true: an agent that changes nothing at EC2 is not here yet",
+            ),
+            (
                 "ENABLE_POD_ENI=true",
                 "ENABLE_POD_ENI=true: security groups for single pods are not here yet",
             ),
@@ -581,6 +625,22 @@ mod tests {
             ),
         ] {
             assert_eq!(read(text), (Settings::default(), vec![why.to_owned()]), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_introspection_endpoint_is_where_the_peers_would_be() {
+        for (text, at) in [
+            (":61679", "0.0.0.0:61679"),
+            ("localhost:1", "127.0.0.1:1"),
+            ("10.0.0.1:2", "10.0.0.1:2"),
+            ("[::1]:3", "[::1]:3"),
+        ] {
+            let (settings, refused) = read(&format!("INTROSPECTION_BIND_ADDRESS={text}"));
+            assert_eq!(
+                (settings.introspection.to_string(), refused),
+                (at.to_owned(), vec![])
+            );
         }
     }
 

@@ -68,6 +68,7 @@ all     | causeway-node         | events                           | create patc
 network | causeway-node-network | nodes/status                     | patch        | annotations, NetworkUnavailable
 network | causeway-node-network | networkpolicies.networking.k8s.io | list watch  | says that nobody enforces them
 vpc     | causeway-node-vpc-eni | eniconfigs.crd.k8s.amazonaws.com | list watch   | whose subnet pods get addresses of
+vpc     | causeway-node-vpc-eni | networkpolicies.networking.k8s.io | list watch  | says that nobody enforces them
 ";
 
 /// Capabilities: overlays, container, capability, and what for.

@@ -256,7 +256,7 @@ fn doctor_names_what_is_broken_on_the_node() -> Result<()> {
     let path = node.directory.path().join("aws-node");
     std::fs::create_dir(&path)?;
     let peer = node.host.run(|| UnixListener::bind(path.join("ipamd.sock")))??;
-    node.await_finding("vpc-aws-node", "DaemonSet kube-system/aws-node", "it listens at ");
+    node.await_finding("vpc-aws-node", "DaemonSet kube-system/aws-node", "it answers in ");
     drop(peer);
     node.await_no_finding("vpc-aws-node");
 

@@ -234,10 +234,17 @@ fn a_node_comes_from_aws_node_with_its_pods_and_without_its_rules() -> Result<()
     wait::until_value(
         "so is its conflist",
         SOON,
-        || fs::read_dir(directory.join("net.d")).map_or(0, Iterator::count),
-        |files| *files == 1,
+        || -> Vec<String> {
+            let files = fs::read_dir(directory.join("net.d"))
+                .into_iter()
+                .flatten()
+                .flatten();
+            files
+                .map(|file| file.file_name().to_string_lossy().into_owned())
+                .collect()
+        },
+        |names| *names == ["10-causeway.conflist"],
     );
-    assert!(directory.join("net.d/10-causeway.conflist").exists());
     wait::until_value(
         "the pod that lives is counted",
         SOON,

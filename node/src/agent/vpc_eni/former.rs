@@ -18,6 +18,8 @@ use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 
+use vpc_eni::settings::Settings;
+
 use crate::agent::cni::conflist;
 use crate::agent::supervisor::Part;
 use crate::config::{Config, VpcEni};
@@ -35,7 +37,8 @@ pub(super) const RUNS: &str = "aws-node runs on this node and gives addresses of
 #[derive(Clone, Debug)]
 pub struct Former {
     directory: PathBuf,
-    introspection: Option<SocketAddr>,
+    /// Where its daemon would tell about itself, by the same variable as we do.
+    introspection: SocketAddr,
     conf_dir: PathBuf,
     standing: watch::Sender<Standing>,
 }
@@ -53,11 +56,10 @@ enum Standing {
 
 impl Former {
     /// Nothing is looked at yet.
-    pub fn of(config: &Config, section: &VpcEni) -> Self {
-        let (settings, _) = section.settings(std::env::vars());
+    pub fn of(config: &Config, section: &VpcEni, settings: &Settings) -> Self {
         Self {
             directory: section.aws_node_dir.clone(),
-            introspection: settings.introspection.and_then(|at| at.parse().ok()),
+            introspection: settings.introspection,
             conf_dir: config.cni.conf_dir.clone(),
             standing: watch::Sender::new(Standing::Unknown),
         }
@@ -70,7 +72,7 @@ impl Former {
     pub async fn take_over(&self, pods: &PodNetwork, part: &Part) -> anyhow::Result<()> {
         let endpoint = match *self.standing.borrow() {
             Standing::TakenOver => return Ok(()),
-            Standing::Unknown => self.introspection,
+            Standing::Unknown => Some(self.introspection),
             Standing::There => None,
         };
         while self.runs(endpoint).await? {

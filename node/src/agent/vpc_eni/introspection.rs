@@ -1,11 +1,10 @@
 //! What amazon-vpc-cni-k8s tells at `127.0.0.1:61679` and its `aws-cni-support.sh` collects, by its paths and names.
 
-use std::net::SocketAddr;
-
-use anyhow::Context;
+use anyhow::Context as _;
 use axum::extract::State;
 use axum::routing::get;
 use axum::{Json, Router};
+use model::wiring::ENI_IFNAME_PREFIX;
 use overlay::pods::{Assigned, PodNetwork};
 use serde_json::{Map, Value, json};
 use tokio::net::TcpListener;
@@ -14,10 +13,10 @@ use tokio_util::sync::CancellationToken;
 use vpc_eni::home::Interface;
 use vpc_eni::ipam::Status;
 use vpc_eni::settings::Settings;
+use vpc_eni::warm::Target;
 
 use crate::agent::pod_network::Pods;
 use crate::agent::supervisor::Part;
-use crate::config::VpcEni;
 
 #[derive(Clone)]
 struct Told {
@@ -29,23 +28,20 @@ struct Told {
 /// Serves until shutdown; nothing, where `DISABLE_INTROSPECTION` says so.
 ///
 /// # Errors
-/// When the address is none, or cannot be had.
+/// When the address cannot be had.
 pub async fn serve(
-    section: VpcEni,
+    settings: Settings,
     status: watch::Receiver<Status>,
     pods: Pods,
     part: Part,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let (settings, _) = section.settings(std::env::vars());
-    let Some(at) = settings.introspection.clone() else {
+    if !settings.serves_introspection {
         part.works();
         shutdown.cancelled().await;
         return Ok(());
-    };
-    let at: SocketAddr = at
-        .parse()
-        .with_context(|| format!("INTROSPECTION_BIND_ADDRESS: {at:?} is not an address with a port"))?;
+    }
+    let at = settings.introspection;
     let listener = TcpListener::bind(at)
         .await
         .with_context(|| format!("listen at {at}"))?;
@@ -57,16 +53,55 @@ pub async fn serve(
     let router = Router::new()
         .route("/v1/enis", get(enis))
         .route("/v1/eni-configs", get(async || Json(json!({}))))
-        .route("/v1/ipamd-env-settings", get(settings_page))
-        .route("/v1/networkutils-env-settings", get(settings_page))
+        .route("/v1/ipamd-env-settings", get(addresses_page))
+        .route("/v1/networkutils-env-settings", get(network_page))
         .with_state(told);
     part.works();
     let served = axum::serve(listener, router).with_graceful_shutdown(shutdown.cancelled_owned());
     served.await.context("serve the introspection endpoint")
 }
 
-async fn settings_page(State(told): State<Told>) -> Json<Settings> {
-    Json(told.settings)
+/// The peer's `GetConfigForDebug` of pkg/ipamd: what is kept ready, and of which interfaces.
+async fn addresses_page(State(told): State<Told>) -> Json<Value> {
+    let Settings {
+        target,
+        max_interfaces,
+        custom_networking,
+        ..
+    } = told.settings;
+    let mut page = json!({
+        "MAX_ENI": max_interfaces.map_or(-1, i64::from),
+        "AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG": custom_networking.is_some(),
+    });
+    match target {
+        Target::Interfaces(count) => page["WARM_ENI_TARGET"] = count.into(),
+        Target::Prefixes(count) => page["WARM_PREFIX_TARGET"] = count.into(),
+        Target::Addresses { warm, minimum } => {
+            page["WARM_IP_TARGET"] = warm.into();
+            page["MINIMUM_IP_TARGET"] = minimum.into();
+        }
+    }
+    Json(page)
+}
+
+/// Likewise of pkg/networkutils: how packets go.
+async fn network_page(State(told): State<Told>) -> Json<Value> {
+    let Settings {
+        external_snat,
+        snat_excluded,
+        randomize,
+        node_ports,
+        mtu,
+        ..
+    } = told.settings;
+    Json(json!({
+        "AWS_VPC_K8S_CNI_EXTERNALSNAT": external_snat,
+        "AWS_VPC_K8S_CNI_EXCLUDE_SNAT_CIDRS": snat_excluded,
+        "AWS_VPC_K8S_CNI_RANDOMIZESNAT": randomize,
+        "AWS_VPC_CNI_NODE_PORT_SUPPORT": node_ports,
+        "AWS_VPC_ENI_MTU": mtu,
+        "AWS_VPC_K8S_CNI_VETHPREFIX": ENI_IFNAME_PREFIX,
+    }))
 }
 
 async fn enis(State(told): State<Told>) -> Json<Value> {

@@ -14,7 +14,7 @@ mod parts;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -23,7 +23,7 @@ use model::{MacAddr, Mtu, with_causes};
 use netlink::{Kernel as _, Netlink};
 use overlay::pods::{Block, Growth, PodNetwork, Pool};
 use overlay::vpc::{self, Random, Snat, Ways};
-use tokio::sync::{Mutex, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use vpc_eni::ec2::{Metadata as _, MetadataError};
 use vpc_eni::home::{Census, Facts, Home, Interface, Use};
@@ -38,9 +38,9 @@ pub use parts::start;
 
 use super::pod_network::Pods;
 use super::supervisor::Part;
-use crate::config::{Config, VpcEni};
+use crate::config::Config;
 
-/// How soon it is looked again for a device that is not there yet, or for addresses that cool down.
+/// How soon it is looked again for addresses that cool down.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// The part that asks EC2, by its name.
@@ -95,7 +95,9 @@ pub fn channel(config: &Config) -> (Option<Told>, Option<Heard>) {
 #[derive(Clone, Debug)]
 pub struct Manager {
     /// What it is told.
-    pub section: VpcEni,
+    pub settings: Settings,
+    /// What of that cannot be used.
+    pub refused: Vec<String>,
     /// Where it writes down what it began.
     pub state_dir: PathBuf,
     /// Who has which address.
@@ -127,10 +129,10 @@ impl Manager {
         self.told
             .status
             .send_modify(|status| status.problems = Problems::default());
-        let (settings, refused) = self.section.settings(std::env::vars());
-        if !refused.is_empty() {
-            bail!("the environment cannot be used: {}", refused.join("; "));
+        if !self.refused.is_empty() {
+            bail!("the environment cannot be used: {}", self.refused.join("; "));
         }
+        let settings = self.settings;
         let taken_over = self.former.take_over(pods, part);
         let Some(taken_over) = shutdown.run_until_cancelled(taken_over).await else {
             return Ok(());
@@ -142,7 +144,10 @@ impl Manager {
         }
         pods.wait_for(ASKED.to_owned());
         let metadata = ImdsMetadata::new(None)?;
-        let region = match region(&metadata).await {
+        let Some(region) = shutdown.run_until_cancelled(region(&metadata)).await else {
+            return Ok(());
+        };
+        let region = match region {
             Ok(region) => region,
             Err(error) => {
                 let problem = problem::without_metadata(&error);
@@ -155,7 +160,7 @@ impl Manager {
             }
         };
         let mut client = vpc_eni_sdk::Settings::from_env(region);
-        client.endpoint = settings.ec2_endpoint.clone().or(client.endpoint);
+        client.endpoint.clone_from(&settings.ec2_endpoint);
         let client = Client::new(client).await?;
         let home = NodeHome::new(pods.clone(), &settings);
         let (manager, status) = Ipam::new(
@@ -308,7 +313,8 @@ pub async fn keep_ways(
 /// The node, as the manager sees it.
 struct NodeHome {
     pods: PodNetwork,
-    changes: Mutex<watch::Receiver<u64>>,
+    /// Of the book's changes the one that was heard of last.
+    heard: AtomicU64,
     mtu: Mtu,
     cool_down: Duration,
     /// Something will change of which nobody tells.
@@ -318,7 +324,7 @@ struct NodeHome {
 impl NodeHome {
     fn new(pods: PodNetwork, settings: &Settings) -> Self {
         Self {
-            changes: Mutex::new(pods.changes()),
+            heard: AtomicU64::new(*pods.changes().borrow()),
             pods,
             mtu: Mtu(settings.pod_mtu().into()),
             cool_down: settings.cool_down,
@@ -328,13 +334,14 @@ impl NodeHome {
 }
 
 impl Home for NodeHome {
-    fn has_device(&self, mac: MacAddr) -> bool {
-        let links = Netlink::open().and_then(|mut kernel| kernel.links());
-        let is_there = links.is_ok_and(|links| vpc::interface_devices(links.iter()).contains_key(&mac));
-        if !is_there {
-            self.looks_again.store(true, Ordering::Relaxed);
+    fn devices(&self) -> Option<BTreeSet<MacAddr>> {
+        match Netlink::open().and_then(|mut kernel| kernel.links()) {
+            Ok(links) => Some(vpc::interface_devices(links.iter()).into_keys().collect()),
+            Err(error) => {
+                tracing::warn!(error = with_causes(&error), "the node's devices are not known");
+                None
+            }
         }
-        is_there
     }
 
     fn serve(&self, interfaces: &[Interface], blocked: Option<&str>) {
@@ -411,7 +418,8 @@ impl Home for NodeHome {
     }
 
     async fn changed(&self) {
-        let mut changes = self.changes.lock().await;
+        let heard = self.heard.load(Ordering::Relaxed);
+        let mut changes = self.pods.changes();
         let looks_again = self.looks_again.swap(false, Ordering::Relaxed);
         let later = async {
             if looks_again {
@@ -422,7 +430,11 @@ impl Home for NodeHome {
         };
         tokio::select! {
             // Who gives addresses lives as long as this.
-            _ = changes.changed() => {}
+            change = changes.wait_for(|change| *change != heard) => {
+                if let Ok(change) = change {
+                    self.heard.store(*change, Ordering::Relaxed);
+                }
+            }
             () = later => {}
         }
     }

@@ -29,13 +29,15 @@ pub fn start(
             "vpcEni.variables has a name that is none of amazon-vpc-cni-k8s's variables"
         );
     }
-    let former = Former::of(config, section);
+    let (settings, refused) = section.settings(std::env::vars());
+    let former = Former::of(config, section, &settings);
     let manager = Manager {
-        section: section.clone(),
+        settings: settings.clone(),
+        refused,
         former: former.clone(),
         state_dir: config.state_dir.clone(),
         pods: pods.clone(),
-        facts: start_facts(supervisor, config, section, sources),
+        facts: start_facts(supervisor, config, section, &settings, sources),
         told: told.clone(),
     };
     supervisor.start(PART, move |part, shutdown| manager.clone().run(part, shutdown));
@@ -56,9 +58,9 @@ pub fn start(
             shutdown,
         )
     });
-    let (section, told_pods, status) = (section.clone(), pods.clone(), sources.vpc_eni.clone());
+    let (told_pods, status) = (pods.clone(), sources.vpc_eni.clone());
     supervisor.start("vpc-introspection", move |part, shutdown| {
-        let (section, pods, status) = (section.clone(), told_pods.clone(), status.clone());
+        let (settings, pods, status) = (settings.clone(), told_pods.clone(), status.clone());
         let former = former.clone();
         async move {
             if shutdown
@@ -69,7 +71,7 @@ pub fn start(
                 return Ok(());
             }
             let status = status.context("invariant: it is there where the section is")?;
-            serve_introspection(section, status.status, pods, part, shutdown).await
+            serve_introspection(settings, status.status, pods, part, shutdown).await
         }
     });
     start_cni(supervisor, config, pods, sources);
@@ -80,13 +82,13 @@ fn start_facts(
     supervisor: &mut Supervisor,
     config: &Config,
     section: &VpcEni,
+    settings: &Settings,
     sources: &Sources,
 ) -> watch::Sender<Facts> {
-    let (settings, _) = section.settings(std::env::vars());
     let wanted = VpcFacts {
         node: config.node_name.clone(),
         max_pods: section.max_pods,
-        custom_networking: settings.custom_networking,
+        custom_networking: settings.custom_networking.clone(),
         facts: watch::Sender::new(Facts::unread(section.max_pods)),
     };
     let (facts, api) = (wanted.facts.clone(), api_source(config, sources));

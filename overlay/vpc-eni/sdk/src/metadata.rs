@@ -1,6 +1,7 @@
 //! The instance's metadata service (IMDSv2) by the SDK.
 
 use std::str::FromStr;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use aws_config::BehaviorVersion;
 use aws_config::imds;
@@ -14,11 +15,16 @@ use crate::connector::http_client;
 use crate::failure::words;
 use crate::settings::{SettingsError, validate_endpoint};
 
+/// What is said to a session that is not known.
+const REFUSED: u16 = 401;
+
 /// The instance's metadata service, by sessions (IMDSv2) alone. A connection has a second, and so has a reply; what
 /// the service cannot answer now (5xx) is asked up to four times.
 #[derive(Clone, Debug)]
 pub struct ImdsMetadata {
-    imds: imds::Client,
+    builder: imds::client::Builder,
+    /// With the session that it has begun.
+    imds: Arc<RwLock<imds::Client>>,
 }
 
 impl ImdsMetadata {
@@ -40,19 +46,35 @@ impl ImdsMetadata {
                 .map_err(|_| SettingsError::Endpoint(endpoint.to_owned()))?;
         }
         Ok(Self {
-            imds: builder.build(),
+            imds: Arc::new(RwLock::new(builder.clone().build())),
+            builder,
         })
+    }
+
+    /// Asks within the session that there is, and once more in a new one where that is not known any more: services
+    /// forget theirs when they start again, and the SDK keeps one for hours.
+    async fn ask(&self, path: &str) -> Result<imds::client::SensitiveString, ImdsError> {
+        let path = format!("/latest/meta-data/{path}");
+        let client = self.imds.read().unwrap_or_else(PoisonError::into_inner).clone();
+        match client.get(&path).await {
+            Err(ImdsError::ErrorResponse(reply)) if reply.response().status().as_u16() == REFUSED => {}
+            other => return other,
+        }
+        let fresh = self.builder.clone().build();
+        *self.imds.write().unwrap_or_else(PoisonError::into_inner) = fresh.clone();
+        fresh.get(&path).await
     }
 
     /// What a path says; `None` where there is no such path.
     async fn find(&self, path: &str) -> Result<Option<String>, MetadataError> {
-        match self.imds.get(format!("/latest/meta-data/{path}")).await {
+        match self.ask(path).await {
             Ok(text) => Ok(Some(text.as_ref().trim().to_owned())),
             Err(ImdsError::ErrorResponse(reply)) => match reply.response().status().as_u16() {
                 404 => Ok(None),
                 // "Configure the instance metadata service", EC2's User Guide: what a service that is turned off says.
                 403 => Err(MetadataError::NoAnswer("HTTP 403: it is disabled".to_owned())),
-                status @ (401 | 500..) => Err(MetadataError::NoAnswer(format!("HTTP {status}"))),
+                REFUSED => Err(missing(path, "it refuses the session that it gave (HTTP 401)")),
+                status @ 500.. => Err(MetadataError::NoAnswer(format!("HTTP {status}"))),
                 status => Err(missing(path, format!("HTTP {status}"))),
             },
             Err(error) => Err(MetadataError::NoAnswer(words(&error))),

@@ -8,10 +8,13 @@ use tokio::time::Instant;
 use super::node::{DOUBT, Node, SETTLES};
 use super::problem::{Kind, Problem, REGION, Subject, without_metadata};
 use super::rounds::Rounds;
-use super::{Ipam, LOOKS_EVERY, SWEEPS_EVERY, Turn, tag};
-use crate::ec2::{Ec2, Eni, EniId, Metadata, Subnet, Which};
+use super::{Ipam, LOOKS_EVERY, SWEEPS_EVERY, Turn, abandoned, may_be_managed, tag};
+use crate::ec2::{Ec2, Eni, EniId, Metadata, Subnet, SubnetId, Which};
 use crate::home::Home;
 use crate::undertaking::Undertaking;
+
+/// How many lists of subnets may lack one until it is taken for one that they never have.
+const TOLD_BY: u32 = 2;
 
 /// How long an interface that nobody has may belong to a manager that is about to attach it.
 const ORPHANED: Duration = Duration::from_secs(5 * 60);
@@ -126,10 +129,16 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
                     return false;
                 }
                 self.worked(&Subject::Subnets);
-                let named = subnets
-                    .into_iter()
-                    .map(|subnet: Subnet| (subnet.id.clone(), subnet));
-                self.subnets = named.collect();
+                let named = |subnet: Subnet| (subnet.id.clone(), subnet);
+                let before = std::mem::replace(&mut self.subnets, subnets.into_iter().map(named).collect());
+                // A list may lack what there is; an interface is in its subnet as long as there is the interface.
+                let used: BTreeSet<SubnetId> = self.held().map(|held| held.eni.subnet.clone()).collect();
+                for (id, subnet) in before.into_iter().filter(|(id, _)| used.contains(id)) {
+                    self.subnets.entry(id).or_insert(subnet);
+                }
+                for id in used.difference(&self.subnets.keys().cloned().collect()) {
+                    *self.untold_subnets.entry(id.clone()).or_default() += 1;
+                }
                 true
             }
             Err(error) => {
@@ -223,6 +232,7 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
         self.full.retain(|eni, until| *until > now && known.contains(eni));
         self.portions.clear();
         self.subnet_portions.clear();
+        self.untold_subnets.clear();
     }
 
     /// Interfaces that had just gone when the last program ended.
@@ -285,9 +295,15 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
     /// Asks for a subnet that was made since the subnets were asked for.
     pub(super) async fn learn_subnets(&mut self, now: Instant) -> Turn {
         let knows_all = |manager: &Self| {
-            // One of another VPC would never be known.
+            // One of another VPC is never told.
+            let is_untold = |id: &SubnetId| {
+                manager
+                    .untold_subnets
+                    .get(id)
+                    .is_some_and(|asked| *asked >= TOLD_BY)
+            };
             let mut held = manager.held().filter(|held| manager.manages(held));
-            held.all(|held| manager.subnets.contains_key(&held.eni.subnet))
+            held.all(|held| manager.subnets.contains_key(&held.eni.subnet) || is_untold(&held.eni.subnet))
         };
         if knows_all(self) || !self.pace.allows(&Subject::Subnets, now) {
             return Turn::Idle;
@@ -326,13 +342,12 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
         let untold = self.leak_suspected.map(|suspected| suspected + SETTLES);
         let untold = untold.filter(|due| *due > now);
         self.sweep_due = untold.unwrap_or_else(|| self.next_round(SWEEPS_EVERY, now));
-        self.leaked.clear();
+        self.leaked = abandoned(self.undertakings.open_ones());
         for eni in found {
             let is_own = eni.tags.get(tag::INSTANCE) == Some(&instance.id.0);
             let is_leaked = eni.attachment.is_none()
                 && eni.tags.contains_key(tag::INSTANCE)
-                && eni.tags.get(tag::NO_MANAGE).is_none_or(|value| value != "true")
-                && matches!(eni.kind.as_str(), "interface" | "")
+                && may_be_managed(&eni)
                 && !self.is_unsure(&eni.id)
                 // That it is nobody's may be an old word.
                 && self.node.as_ref().is_none_or(|node| node.get(&eni.id).is_none())

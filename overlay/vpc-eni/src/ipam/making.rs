@@ -85,10 +85,17 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
     fn subnet_for_new(&self, now: Instant) -> Result<SubnetId, Problem> {
         let facts = self.facts.borrow();
         if self.settings.custom_networking.is_some() {
-            return match &facts.eni_config {
-                Ok(config) => Ok(config.subnet.clone()),
-                Err(none) => Err(without_eni_config(none)),
-            };
+            let config = facts.eni_config.as_ref().map_err(without_eni_config)?;
+            let subject = Subject::Subnet(config.subnet.clone());
+            let may = self.pace.allows(&subject, now);
+            return may.then(|| config.subnet.clone()).ok_or_else(|| Problem {
+                kind: Kind::Subnet,
+                what: format!(
+                    "subnet {} of the ENIConfig {} has no addresses for another interface",
+                    config.subnet, config.name
+                ),
+                advice: "free addresses of it, or name another subnet of the node's zone".to_owned(),
+            });
         }
         let own = self.instance.as_ref().map(|instance| &instance.subnet);
         let usable = self.subnets.values().filter(|subnet| {
@@ -205,8 +212,9 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
                         Turn::Acted
                     }
                     // It may not be told of everywhere yet; or it was attached, or deleted by somebody.
-                    Meaning::Unknown | Meaning::NotFound | Meaning::InUse | Meaning::Other => {
-                        self.find_attachment(&before, eni, now).await
+                    meaning @ (Meaning::Unknown | Meaning::NotFound | Meaning::InUse | Meaning::Other) => {
+                        self.find_attachment(&before, eni, meaning == Meaning::Other, now)
+                            .await
                     }
                     Meaning::InterfaceLimit => {
                         // There are more than is known, or fewer allowed; and it may be this one that is too many.
@@ -220,8 +228,15 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
         }
     }
 
-    /// Whether an attachment that was asked for is there.
-    async fn find_attachment(&mut self, before: &Undertaking, eni: EniId, now: Instant) -> Turn {
+    /// Whether an attachment that was asked for is there. One that is refused for good comes no more, once EC2 must
+    /// know the interface everywhere.
+    async fn find_attachment(
+        &mut self,
+        before: &Undertaking,
+        eni: EniId,
+        is_refused: bool,
+        now: Instant,
+    ) -> Turn {
         let Undertaking::Add { since, .. } = before else {
             return Turn::Idle;
         };
@@ -232,6 +247,7 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
                     self.is_attached(before, &eni, attached.id, attached.device_index, now)
                 }
                 Some(Some(_)) => self.end(before, now),
+                Some(None) if is_refused && self.age(*since) >= SETTLES => self.give_up(before, eni, now),
                 Some(None) => Turn::Acted,
                 None => self.forget_when_old(before, *since, now),
             },

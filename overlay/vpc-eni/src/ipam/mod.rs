@@ -24,6 +24,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use model::MacAddr;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -48,8 +49,11 @@ const LOOKS_EVERY: Duration = Duration::from_secs(60 * 60);
 /// How often interfaces are looked for that nobody has. With [`LOOKS_EVERY`] that is four calls an hour.
 const SWEEPS_EVERY: Duration = Duration::from_secs(20 * 60);
 
-/// How long nothing is given back after the last change, and an interface stays at least.
+/// How long nothing is given back after the last change.
 const RESTS: Duration = Duration::from_secs(30);
+
+/// How often it is looked for a device that is not there.
+const DEVICES_EVERY: Duration = Duration::from_secs(1);
 
 /// How young an interface may not be that goes.
 const YOUNG: Duration = Duration::from_secs(60);
@@ -95,6 +99,10 @@ pub struct Ipam<E, M, H> {
     /// Likewise for a new interface.
     subnet_portions: HashMap<SubnetId, u32>,
     subnets_asked: Option<Instant>,
+    /// Subnets of interfaces that EC2's lists lack, and how often they did since the last look.
+    untold_subnets: HashMap<SubnetId, u32>,
+    /// MAC addresses of the devices that the kernel has, as it told last.
+    devices: BTreeSet<MacAddr>,
     /// The token of an interface that may have been made by a call that nobody answered.
     perhaps_made: Option<String>,
     /// Interfaces as they were made, until they are attached.
@@ -125,6 +133,23 @@ impl WallClock {
     fn now(self) -> SystemTime {
         self.began + self.at.elapsed()
     }
+}
+
+/// Whether an interface is of a kind that managers have, and nobody said that it is somebody else's.
+fn may_be_managed(eni: &Eni) -> bool {
+    let is_free = eni.tags.get(tag::NO_MANAGE).is_none_or(|value| value != "true");
+    is_free && matches!(eni.kind.as_str(), "interface" | "")
+}
+
+/// Interfaces that nobody has and that are being deleted.
+fn abandoned(open: &[Undertaking]) -> BTreeSet<EniId> {
+    let of_nobody = |open: &Undertaking| match open {
+        Undertaking::Remove {
+            eni, was_here: false, ..
+        } => Some(eni.clone()),
+        _ => None,
+    };
+    open.iter().filter_map(of_nobody).collect()
 }
 
 /// Whether a turn did something, so that the next one may have something to do at once; else there is nothing to do
@@ -174,12 +199,14 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
             portions: HashMap::new(),
             subnet_portions: HashMap::new(),
             subnets_asked: None,
+            untold_subnets: HashMap::new(),
+            devices: BTreeSet::new(),
             perhaps_made: undertakings
                 .open_ones()
                 .iter()
                 .find_map(Undertaking::unmade_token),
             made: HashMap::new(),
-            leaked: BTreeSet::new(),
+            leaked: abandoned(undertakings.open_ones()),
             full: HashMap::new(),
             interface_limit: None,
             look_due: now,
@@ -272,8 +299,10 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
         let past = open
             .filter_map(Undertaking::gone_since)
             .map(|since| now + SETTLES.saturating_sub(self.age(since)));
+        let lacks_one = self.held().any(|held| !self.devices.contains(&held.eni.mac));
         let dues = looks
             .into_iter()
+            .chain(lacks_one.then(|| now + DEVICES_EVERY))
             .chain(past)
             .chain(self.interface_limit.map(|(_, until)| until))
             .chain(self.full.values().copied())
@@ -286,11 +315,8 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
 
     /// Whether this manager may use an interface.
     fn manages(&self, held: &Held) -> bool {
-        let eni = &held.eni;
-        let is_free = eni.tags.get(tag::NO_MANAGE).is_none_or(|value| value != "true");
         let is_known = held.device_index() == 0 || self.is_ours(held) || self.settings.manages_untagged;
-        let is_plain = matches!(eni.kind.as_str(), "interface" | "");
-        is_free && is_known && is_plain
+        is_known && may_be_managed(&held.eni)
     }
 
     /// Whether this node's manager made an interface, or the peer's before it.
@@ -327,7 +353,13 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
     fn may_fill(&self, held: &Held, now: Instant) -> bool {
         self.full.get(&held.eni.id).is_none_or(|until| *until <= now)
             && !held.is_doubted()
+            && !self.lacks_device(held, now)
             && self.pace.allows(&Subject::Subnet(held.eni.subnet.clone()), now)
+    }
+
+    /// Whether an interface has no device although there was time enough for one.
+    fn lacks_device(&self, held: &Held, now: Instant) -> bool {
+        now >= held.since + YOUNG && !self.devices.contains(&held.eni.mac)
     }
 
     /// How many of the instance's places for interfaces are taken.
@@ -347,11 +379,14 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
             let id = held.eni.id.clone();
             let used = held.eni.secondary.len() + held.eni.prefixes.len();
             let may_fill = self.may_fill(held, now);
-            // What is doubted is nothing for a pod that waits; what is kept ready may wait for a second look.
-            let blocks = if census.waiting > 0 {
-                held.offered()
-            } else {
+            // What is doubted is nothing for a pod that waits, nor is what has no device; what is kept ready may wait for
+            // a second look.
+            let blocks = if census.waiting == 0 {
                 held.blocks()
+            } else if self.lacks_device(held, now) {
+                BTreeSet::new()
+            } else {
+                held.offered()
             };
             let blocks = blocks.into_iter().map(|network| {
                 let used = census.blocks.get(&network).copied().unwrap_or_default();
@@ -420,8 +455,11 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
             return u32::MAX;
         }
         let of_each = limits.addresses_per_interface.saturating_sub(1) * self.unit(limits).size();
-        let primary = u32::from(self.settings.custom_networking.is_some());
-        self.most_interfaces(limits, now).saturating_sub(primary) * of_each
+        let without = self
+            .held()
+            .filter(|held| !self.manages(held) || !self.serves(held))
+            .count();
+        self.most_interfaces(limits, now).saturating_sub(without as u32) * of_each
     }
 
     /// A call failed: it is told, and asked for again later.

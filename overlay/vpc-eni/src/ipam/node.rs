@@ -258,6 +258,11 @@ impl Node {
         self.departed.insert(eni.clone(), now);
     }
 
+    /// An interface was to be detached and is not: the next look finds it.
+    pub fn stays(&mut self, eni: &EniId) {
+        self.departed.remove(eni);
+    }
+
     /// An interface has other security groups.
     pub fn regrouped(&mut self, eni: &EniId, groups: Vec<SecurityGroupId>) {
         if let Some(held) = self.enis.get_mut(eni) {

@@ -8,13 +8,18 @@ use tokio::time::Instant;
 use super::node::{self, SETTLES};
 use super::problem::{Subject, of_call};
 use super::{Ipam, Turn};
-use crate::ec2::{AttachmentId, Ec2, EniId, Meaning, Metadata, Which};
+use crate::ec2::{AttachmentId, CallError, Ec2, EniId, Meaning, Metadata, Which};
 use crate::home::Home;
 use crate::undertaking::Undertaking;
 
+/// How long it is not tried again what nobody may do.
+const DENIED: Duration = Duration::from_secs(600);
+
 impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
     pub(super) fn begin_removal(&mut self, eni: &EniId, now: Instant) -> Turn {
-        let Some(held) = self.node.as_ref().and_then(|node| node.get(eni)).cloned() else {
+        let held = self.node.as_ref().and_then(|node| node.get(eni)).cloned();
+        let may = self.pace.allows(&Subject::Removal(eni.clone()), now);
+        let Some(held) = held.filter(|_| may) else {
             return Turn::Idle;
         };
         let blocks: Vec<IpNetwork> = held.blocks().into_iter().collect();
@@ -51,6 +56,9 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
             match self.ec2.detach(&attachment).await {
                 Ok(()) => {}
                 Err(error) if error.meaning() == Meaning::NotFound => {}
+                Err(error) if error.meaning() == Meaning::Denied => {
+                    return self.stays(&before, &eni, &error, now);
+                }
                 Err(error) => {
                     self.failed(subject, &error, now);
                     return Turn::Acted;
@@ -99,6 +107,18 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
         let written = self.undertakings.advance(&before, removed);
         self.is_recorded(written, now);
         Turn::Acted
+    }
+
+    /// What nobody may detach serves pods as before.
+    fn stays(&mut self, before: &Undertaking, eni: &EniId, error: &CallError, now: Instant) -> Turn {
+        let subject = Subject::Removal(eni.clone());
+        self.problems.note(&subject, of_call(error));
+        self.pace.hold(subject, now, DENIED);
+        if let Some(node) = &mut self.node {
+            node.stays(eni);
+        }
+        self.look_due = now;
+        self.end(before, now)
     }
 
     /// An interface that is in use may be about to be detached, or be somebody's again.

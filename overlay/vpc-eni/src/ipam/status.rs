@@ -31,13 +31,13 @@ pub struct Status {
     pub waiting: u32,
     /// Addresses that came back too lately to be given again.
     pub cooling: u32,
-    /// How many interfaces are attached, and how many can be.
+    /// How many interfaces are attached.
     pub attached: u32,
-    /// See above.
+    /// How many can be.
     pub most_interfaces: u32,
-    /// Addresses in all, and how many pods have one.
+    /// Addresses in all.
     pub total: u32,
-    /// See above.
+    /// How many of them pods have.
     pub assigned: u32,
     /// Addresses that pods can have at the most, with all interfaces full.
     pub most_addresses: u32,
@@ -50,13 +50,17 @@ pub struct Status {
 impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
     /// The interfaces whose addresses pods are given, as far as their devices are there.
     fn serving(&mut self) -> Vec<Interface> {
+        // What the kernel does not tell now has not gone.
+        if let Some(devices) = self.home.devices() {
+            self.devices = devices;
+        }
         let mut serving = Vec::new();
         let mut absent = Vec::new();
         for held in self.held().filter(|held| self.manages(held)) {
             let Some(subnet) = self.subnets.get(&held.eni.subnet) else {
                 continue;
             };
-            if !self.home.has_device(held.eni.mac) {
+            if !self.devices.contains(&held.eni.mac) {
                 absent.push((held.eni.id.clone(), held.eni.mac));
                 continue;
             }

@@ -1,5 +1,6 @@
 //! What changes something at EC2: each written down first, and continued after a restart from where it was.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use ipnetwork::IpNetwork;
@@ -8,7 +9,7 @@ use tokio::time::Instant;
 use super::node::SETTLES;
 use super::problem::{Kind, Problem, Subject, of_call};
 use super::{Ipam, Turn};
-use crate::ec2::{Amount, CallError, Ec2, EniId, Limits, Meaning, Metadata, SubnetId};
+use crate::ec2::{Addresses, Amount, CallError, Ec2, EniId, Limits, Meaning, Metadata, SubnetId};
 use crate::home::Home;
 use crate::plan::{Step, next_step};
 use crate::settings::PodFamily;
@@ -72,6 +73,8 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
         }
         let view = self.view(limits, now);
         if !is_schedulable && view.waiting == 0 {
+            self.problems.ends(&Subject::Room);
+            self.end_problems_of_growth();
             return Turn::Idle;
         }
         let step = next_step(&view);
@@ -80,7 +83,7 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
         } else {
             self.problems.ends(&Subject::Room);
         }
-        self.end_problems_of_full_ones(limits);
+        self.end_problems_of_full_ones(limits, now);
         match step {
             Step::Rest | Step::GiveBack { .. } | Step::Remove { .. } => self.end_problems_of_growth(),
             Step::Fill { .. } | Step::Add { .. } | Step::Full => self.end_problems_of_giving_back(),
@@ -99,16 +102,17 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
     }
 
     /// Whether EC2 could give pods more of an interface.
-    fn has_room(&self, held: &super::Held, limits: Limits) -> bool {
+    fn has_room(&self, held: &super::Held, limits: Limits, now: Instant) -> bool {
         let used = (held.eni.secondary.len() + held.eni.prefixes.len()) as u32;
-        self.manages(held) && self.serves(held) && used + 1 < limits.addresses_per_interface
+        let may = self.manages(held) && self.serves(held) && !self.lacks_device(held, now);
+        may && used + 1 < limits.addresses_per_interface
     }
 
     /// Nothing more is asked for those that are full.
-    fn end_problems_of_full_ones(&mut self, limits: Limits) {
+    fn end_problems_of_full_ones(&mut self, limits: Limits, now: Instant) {
         let full: Vec<EniId> = self
             .held()
-            .filter(|held| !self.has_room(held, limits))
+            .filter(|held| !self.has_room(held, limits, now))
             .map(|held| held.eni.id.clone())
             .collect();
         for eni in full {
@@ -153,10 +157,13 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
     fn note_full(&mut self, limits: Limits, now: Instant) {
         let is_limited = self.interface_limit.is_some_and(|(_, until)| now < until);
         let mut open = self.undertakings.open_ones().iter();
-        let is_held_up = self.held().any(|held| self.has_room(held, limits))
+        let is_held_up = self.held().any(|held| self.has_room(held, limits, now))
             || is_limited
             || open.any(Undertaking::is_underway);
-        if self.home.census().waiting == 0 || is_held_up {
+        let census = self.home.census();
+        let cooling: u32 = census.blocks.values().map(|used| used.cooling).sum();
+        // There is room for those who wait as soon as addresses may be given again.
+        if census.waiting <= cooling || is_held_up {
             return self.problems.ends(&Subject::Room);
         }
         let what = match &self.instance {
@@ -227,6 +234,7 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
                 if let Some(node) = &mut self.node {
                     node.came(eni, &addresses, now);
                 }
+                self.came_again(eni, &addresses, now);
                 if let Some(subnet) = self.subnet_of(eni) {
                     self.worked(&Subject::Subnet(subnet));
                 }
@@ -238,6 +246,28 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
         match ends {
             Some(change) => self.end(&change, now),
             None => Turn::Acted,
+        }
+    }
+
+    /// EC2 may give again what was given back a moment ago: no record may say any more that it goes.
+    fn came_again(&mut self, eni: &EniId, addresses: &Addresses, now: Instant) {
+        let came: BTreeSet<IpNetwork> = addresses.blocks().collect();
+        for open in self.undertakings.open_ones().to_vec() {
+            let mut after = open.clone();
+            let (Undertaking::GaveBack { eni: of, blocks, .. }
+            | Undertaking::Change {
+                eni: of,
+                gives_back: blocks,
+                ..
+            }) = &mut after
+            else {
+                continue;
+            };
+            if of == eni && blocks.iter().any(|block| came.contains(block)) {
+                blocks.retain(|block| !came.contains(block));
+                let written = self.undertakings.advance(&open, after);
+                self.is_recorded(written, now);
+            }
         }
     }
 
@@ -302,7 +332,13 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
         if let Some(node) = &mut self.node {
             node.went(eni, &blocks, now);
         }
-        match self.ec2.unassign(eni, &blocks.iter().copied().collect()).await {
+        let answer = self.ec2.unassign(eni, &blocks.iter().copied().collect()).await;
+        // It may have happened as late as now.
+        let now = Instant::now();
+        if let Some(node) = &mut self.node {
+            node.went(eni, &blocks, now);
+        }
+        match answer {
             Ok(()) => {
                 tracing::info!(%eni, blocks = blocks.len(), "addresses were given back");
                 self.changed(&subject, now);
@@ -321,6 +357,13 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
                     // They may have gone; or EC2 says that not all of them are there. A look tells when it can know.
                     Meaning::Unknown | Meaning::NotFound | Meaning::Other => {
                         self.look_due = self.look_due.min(now + SETTLES);
+                        let later = Undertaking::Change {
+                            eni: eni.clone(),
+                            gives_back: blocks,
+                            since: self.wall.now(),
+                        };
+                        let written = self.undertakings.advance(&change, later);
+                        self.is_recorded(written, now);
                         Turn::Acted
                     }
                     _ => {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -38,6 +38,8 @@ struct Shared {
     changed: Notify,
     /// The devices of which it was told last.
     devices: Mutex<BTreeSet<MacAddr>>,
+    /// How many devices the kernel has at most.
+    most_devices: AtomicUsize,
 }
 
 #[derive(Default)]
@@ -88,6 +90,7 @@ impl Book {
                 pages: Mutex::default(),
                 changed: Notify::new(),
                 devices: Mutex::default(),
+                most_devices: AtomicUsize::new(usize::MAX),
             }),
             cloud: cloud.clone(),
             instance: instance.clone(),
@@ -127,13 +130,23 @@ impl Book {
         self.pages().pods.values().copied().collect()
     }
 
+    /// From now on the kernel has so many devices at most: those of the interfaces that came first.
+    pub fn limit_devices(&self, most: usize) {
+        self.shared.most_devices.store(most, Ordering::Relaxed);
+    }
+
+    fn macs(&self) -> BTreeSet<MacAddr> {
+        let most = self.shared.most_devices.load(Ordering::Relaxed);
+        let devices = self.cloud.devices(&self.instance).into_iter();
+        devices.take(most).map(|eni| eni.mac).collect()
+    }
+
     pub fn waiting(&self) -> usize {
         self.pages().waiting.len()
     }
 
     fn devices_changed(&self) -> bool {
-        let devices = self.cloud.devices(&self.instance).into_iter();
-        let devices: BTreeSet<MacAddr> = devices.map(|eni| eni.mac).collect();
+        let devices = self.macs();
         let mut known = self.shared.devices.lock().expect("nobody panicked");
         std::mem::replace(&mut *known, devices.clone()) != devices
     }
@@ -146,11 +159,8 @@ impl Book {
 }
 
 impl Home for Book {
-    fn has_device(&self, mac: MacAddr) -> bool {
-        self.cloud
-            .devices(&self.instance)
-            .iter()
-            .any(|eni| eni.mac == mac)
+    fn devices(&self) -> Option<BTreeSet<MacAddr>> {
+        Some(self.macs())
     }
 
     fn serve(&self, interfaces: &[Interface], _blocked: Option<&str>) {

@@ -169,6 +169,18 @@ async fn what_the_service_cannot_answer_now_is_asked_again() {
     assert_eq!(server.left(), 0);
 }
 
+/// The SDK asks four times by itself, with the session that it has.
+#[tokio::test]
+async fn a_session_that_is_not_known_any_more_is_followed_by_a_new_one() {
+    let unknown = || Reply::text(401, "");
+    let within_the_old = [Reply::Token, unknown(), unknown(), unknown(), unknown()];
+    let v4 = [Reply::Token, text("10.0.0.0/16"), Reply::text(404, "")];
+    let (server, metadata) = started(within_the_old.into_iter().chain(v4)).await;
+    let networks = Ok(vec!["10.0.0.0/16".parse().unwrap()]);
+    assert_eq!(metadata.vpc_networks(MAC).await, networks);
+    assert_eq!(server.left(), 0, "{:?}", server.lines());
+}
+
 #[test]
 fn an_endpoint_that_is_none_is_refused() {
     for endpoint in ["169.254.169.254", "http://", ""] {
