@@ -33,6 +33,7 @@ mod agent;
 mod allocator;
 mod ask;
 mod backoff;
+mod bench_cli;
 mod bundle;
 mod capture;
 mod cgroup2;
@@ -80,10 +81,10 @@ use agent::cleanup::{Beside, CleanupError, clean, clean_kube_proxy, clean_once_a
 use agent::config_file::{ConfigFile, Loaded};
 use ask::AskError;
 use cli::{
-    BundleArgs, BundleCommand, CaptureArgs, CleanupArgs, Cli, Command, ConfigArgs, ConfigCommand,
-    ConnectivityArgs, DnsArgs, DnsCheckArgs, DnsCommand, DnsQueryArgs, DoctorArgs, DropsArgs, ExplainArgs,
-    FlowsArgs, InstallCniArgs, MigrateCheckArgs, MigrateCommand, NodeArgs, NodeCommand, OnArgs, Output,
-    ReplayArgs, ReplayQuestion, TraceArgs, VersionArgs,
+    BenchArgs, BenchCommand, BundleArgs, BundleCommand, CaptureArgs, CleanupArgs, Cli, Command, CompareArgs,
+    ConfigArgs, ConfigCommand, ConnectivityArgs, DnsArgs, DnsCheckArgs, DnsCommand, DnsQueryArgs, DoctorArgs,
+    DropsArgs, ExplainArgs, FlowsArgs, InstallCniArgs, MigrateCheckArgs, MigrateCommand, NodeArgs,
+    NodeCommand, OnArgs, Output, ReplayArgs, ReplayQuestion, TraceArgs, VersionArgs,
 };
 use config::Logging;
 use config::which::WhichAgent;
@@ -141,6 +142,12 @@ fn run(command: Command) -> ExitCode {
         Command::Bundle(args) => match &args.command {
             None => write_bundle(&args),
             Some(BundleCommand::Replay(args)) => replay(args),
+        },
+        Command::Bench(args) => match &args.command {
+            None => measure(&args),
+            Some(BenchCommand::Compare(args)) => compare_results(args),
+            Some(BenchCommand::Report(args)) => exit_code(bench_cli::report(args)),
+            Some(BenchCommand::Worker(args)) => exit_code(bench::load::work(&args.arguments)),
         },
         Command::On(args) => run_on_nodes(&args),
         Command::Migrate(MigrateCommand::Check(args)) => check_migration(&args),
@@ -395,6 +402,30 @@ fn try_connectivity(args: &ConnectivityArgs) -> ExitCode {
         Ok(report) => {
             show(&report.render(args.output));
             ExitCode::from(if report.is_wrong() { WRONG } else { 0 })
+        }
+        Err(error) => could_not_run(with_causes(error.as_ref())),
+    }
+}
+
+fn measure(args: &BenchArgs) -> ExitCode {
+    if let Err(error) = rights::need_root("what is measured is in network namespaces of its own") {
+        return could_not_run(error);
+    }
+    // Workers are asked without async; signals are not.
+    match until_told(async |shutdown| tokio::task::block_in_place(|| bench_cli::run(args, &shutdown))) {
+        Ok(measured) => {
+            show(&measured.text);
+            ExitCode::from(if measured.is_whole { 0 } else { WRONG })
+        }
+        Err(error) => could_not_run(with_causes(error.as_ref())),
+    }
+}
+
+fn compare_results(args: &CompareArgs) -> ExitCode {
+    match bench_cli::compared(args) {
+        Ok((text, takes_more)) => {
+            show(&text);
+            ExitCode::from(if takes_more { WRONG } else { 0 })
         }
         Err(error) => could_not_run(with_causes(error.as_ref())),
     }

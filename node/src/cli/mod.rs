@@ -1,5 +1,6 @@
 //! Commands, options and help texts.
 
+mod bench;
 mod bundle;
 mod diagnose;
 mod on;
@@ -9,6 +10,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+pub use self::bench::{BenchArgs, BenchCommand, CompareArgs, ReportArgs};
 pub use bundle::{BundleArgs, BundleCommand, ReplayArgs, ReplayQuestion};
 pub use diagnose::{
     CaptureArgs, ConnectivityArgs, DoctorArgs, DropsArgs, ExplainArgs, FlowsArgs, FlowsVerdict, Lines,
@@ -170,6 +172,17 @@ machine, and this is root, it is told what causeway trace says of them.
 The nodes need the image: causeway up has it, elsewhere causeway image build --from-binary makes one of the program
 testserver, and --image names it. Its entrypoint and path are /testserver.")]
     Connectivity(ConnectivityArgs),
+    /// Measure what packets cost on this machine, ours beside what the kernel does by itself
+    #[command(after_help = "Examples:
+  causeway bench                                   # all, into causeway-bench-TIME: results.json, report.html
+  causeway bench tcp-rr --rounds 60 --out before
+  causeway bench compare before/results.json after/results.json
+  causeway bench report before/results.json -o before.html
+Exit codes: 0 = all was measured, 1 = it was interrupted, and the files have the rounds that it had, 2 = could not run.
+Everything is in network namespaces of its own, which go with it; what a killed run left goes at the start of the next.
+An arm is said to take less or more where the 95 % interval of the median of its ratios leaves out 1, and where that is
+not what an arm measured twice differs by from itself.")]
+    Bench(BenchArgs),
     /// Write all that explain and doctor go by into a file, or ask such a file
     #[command(after_help = "Examples:
   causeway bundle                                  # writes causeway-NODE-TIME.tar.gz into this directory
