@@ -10,7 +10,7 @@ use rand::seq::IndexedRandom as _;
 use serde::{Deserialize, Serialize};
 
 /// How often the rounds are drawn anew.
-const DRAWS: usize = 2_000;
+const DRAWS: usize = 1_000;
 
 /// The same rounds always get the same interval.
 const SEED: u64 = 0x0ca5_e3a7;

@@ -16,7 +16,7 @@ pub struct BenchArgs {
     #[arg(value_name = "EXPERIMENT")]
     pub experiments: Vec<Operation>,
     /// How often each arm is measured, forwards and backwards
-    #[arg(long, value_name = "N", default_value_t = 12, value_parser = clap::value_parser!(u32).range(2..=10_000))]
+    #[arg(long, value_name = "N", default_value_t = 48, value_parser = clap::value_parser!(u32).range(2..=10_000))]
     pub rounds: u32,
     /// The directory for results.json and report.html [default: causeway-bench-TIME]
     #[arg(long, value_name = "DIRECTORY")]

@@ -229,6 +229,7 @@ fn reason(command: &Command) -> &'static str {
         Command::Bundle(_) => {
             "it is a file, as in: kubectl exec -n causeway POD -c agent -- causeway bundle -o - > FILE"
         }
+        Command::Bench(_) => "it measures the machine where it runs, and wants nothing else there",
         Command::On(_) => "name all nodes at once",
         Command::Doctor(_)
         | Command::Explain(_)
