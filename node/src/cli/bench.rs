@@ -27,9 +27,16 @@ pub struct BenchArgs {
 #[derive(Debug, Subcommand)]
 pub enum BenchCommand {
     /// Tell what changed between two runs, beyond noise
-    #[command(after_help = "Exit codes: 0 = nothing takes more, 1 = something does, 2 = could not tell.")]
+    #[command(after_help = "Examples:
+  causeway bench compare before/results.json after/results.json
+  causeway bench compare before/results.json after/results.json | grep 'TAKES MORE'
+Exit codes: 0 = nothing takes more, 1 = something does, 2 = could not tell.
+What is compared are the ratios to each run's own first arm: a machine that was slower as a whole changed nothing.")]
     Compare(CompareArgs),
     /// Write the page of a run's results
+    #[command(after_help = "Examples:
+  causeway bench report before/results.json        # writes report.html into this directory
+  causeway bench report before/results.json -o before.html")]
     Report(ReportArgs),
     /// A client or a server of a run
     #[command(hide = true)]

@@ -498,7 +498,8 @@ mod tests {
     #[test]
     fn every_command_of_our_own_shows_examples() {
         fn check(command: &clap::Command) {
-            for command in command.get_subcommands() {
+            // What is hidden is not for people.
+            for command in command.get_subcommands().filter(|command| !command.is_hide_set()) {
                 let groups = command.get_subcommands().next().is_some();
                 let handed = command.is_disable_help_flag_set();
                 let help = command
