@@ -160,6 +160,7 @@ fn a_page_needs_nothing_but_a_browser() {
 }
 
 mod privileged {
+    use std::sync::{Mutex, PoisonError};
     use std::time::Duration;
 
     use netlink::Namespace;
@@ -169,6 +170,9 @@ mod privileged {
     use super::*;
 
     const SOON: Duration = Duration::from_secs(30);
+
+    /// A run takes away what a killed one left, whosever that is.
+    static ALONE: Mutex<()> = Mutex::new(());
 
     /// What runs of that process have in the system, or of any.
     fn left(pid: Option<u32>) -> Vec<String> {
@@ -208,6 +212,7 @@ mod privileged {
         if !privileged("a run leaves its results and nothing else") {
             return;
         }
+        let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let directory = Directory::new("bench-run");
         let out = directory.path().join("out");
         let path = out.display().to_string();
@@ -276,6 +281,7 @@ mod privileged {
         if !privileged("what was measured stays, whoever ends a run") {
             return;
         }
+        let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let directory = Directory::new("bench-ended");
         let out = |name: &str| directory.path().join(name);
         let mut told = start(&out("told").display().to_string());

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use netlink::Namespace;
-use nix::sched::{CpuSet, sched_setaffinity};
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::socket::{setsockopt, sockopt::Linger};
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
@@ -26,9 +26,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::results::Metric;
 use crate::stats::quantile;
-
-/// Where workers are.
-const PROCESSOR: usize = 0;
 
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -210,9 +207,13 @@ pub fn work(arguments: &[String]) -> Result<()> {
     }
 }
 
+/// Onto the first processor that this process may have.
 fn pin() -> Result<()> {
+    let allowed = sched_getaffinity(Pid::from_raw(0))?;
+    let mut all = 0..CpuSet::count();
+    let first = all.find(|number| allowed.is_set(*number).unwrap_or(false));
     let mut processors = CpuSet::new();
-    processors.set(PROCESSOR)?;
+    processors.set(first.context("a process has a processor")?)?;
     Ok(sched_setaffinity(Pid::from_raw(0), &processors)?)
 }
 
