@@ -139,6 +139,8 @@ fn a_page_needs_nothing_but_a_browser() {
     let mut results = recorded();
     results["finished"] = false.into();
     results["command"] = json!(["causeway", "bench", "<script>alert(1)</script>"]);
+    results["experiments"][0]["arms"][0]["peer"] = true.into();
+    results["experiments"][0]["arms"][1]["ours"] = true.into();
     results["experiments"][0]["absent"] = json!([{"arm": "flannel", "why": "no flanneld & no etcd"}]);
     let file = directory.write("results.json", &results.to_string());
     let page = directory.path().join("page.html");
@@ -152,6 +154,7 @@ fn a_page_needs_nothing_but_a_browser() {
         "<svg",
         "Partial",
         "Where we lose",
+        "<li>tcp-rr: routed takes <span class=\"more\">20.0 % more</span> p50 than veth</li>",
         "&lt;script&gt;",
         "flannel: no flanneld &amp; no etcd",
     ] {

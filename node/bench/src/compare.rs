@@ -52,7 +52,7 @@ fn of_arm<'a>(
     new: &'a Experiment,
     arm: &'a str,
 ) -> impl Iterator<Item = Changed> + use<'a> {
-    let metrics = [Metric::P01, Metric::P50, Metric::Cpu].into_iter();
+    let metrics = Metric::ALL.into_iter().filter(|metric| metric.is_headline());
     metrics.filter_map(move |metric| {
         let to_base = |experiment: &Experiment| -> Option<Vec<f64>> {
             let base = experiment.arms.first()?.samples.get(&metric)?;

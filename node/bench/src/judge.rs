@@ -20,7 +20,7 @@ pub enum Verdict {
 /// What is claimed of an arm.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Judged {
-    /// Its ratio to the first arm.
+    /// Its ratio to the other arm.
     pub ratio: Estimate,
     /// What that is called.
     pub verdict: Verdict,
@@ -54,7 +54,7 @@ impl Experiment {
         ratio(again.samples.get(&metric)?, of.samples.get(&metric)?)
     }
 
-    /// How an arm stands to the first one, or to another run's arm of the same name: whatever is `base`.
+    /// How an arm stands to another one of these rounds.
     #[must_use]
     pub fn judged(&self, arm: &Arm, base: &Arm, metric: Metric) -> Option<Judged> {
         let ratio = ratio(arm.samples.get(&metric)?, base.samples.get(&metric)?)?;

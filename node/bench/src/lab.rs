@@ -38,8 +38,6 @@ impl Host {
         let namespace = Namespace::create(&name)?;
         let host = Self { name, namespace };
         host.bring_up("lo")?;
-        // The machine's choice may be one that paces (bbr). A kernel that lets namespaces choose nothing keeps its own.
-        let _ = host.set("net/ipv4/tcp_congestion_control", "cubic");
         Ok(host)
     }
 

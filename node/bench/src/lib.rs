@@ -9,7 +9,7 @@
 //! - [`load`] is the clients and servers; [`machine`] what they run on, and who else wants it.
 //! - [`stats`] is what samples say and how sure that is: medians of paired ratios, with intervals.
 //! - [`rounds`] is the order: every arm forwards and backwards, so that a drift takes all alike.
-//! - [`session`] is a whole run, which leaves its files after each round; [`results`] is what is in them, also after one that was
+//! - [`session`] is a whole run, which writes its results after each round; [`results`] is what is in them, also after one that was
 //!   interrupted.
 //! - [`judge`] makes words of it: an arm takes less or more where chance and the pair of equal arms do not explain it.
 //! - [`table`] shows it on a terminal, [`report`] on a page; [`compare`] says what changed between two runs.

@@ -25,6 +25,11 @@ pub fn description() -> BTreeMap<String, String> {
         ("memory", of_list("/proc/meminfo", "MemTotal")),
         ("hypervisor", read("/sys/hypervisor/type")),
         ("load before", read("/proc/loadavg")),
+        // New namespaces have it, too: a namespace may choose only what the machine allows to all.
+        (
+            "tcp_congestion_control",
+            read("/proc/sys/net/ipv4/tcp_congestion_control"),
+        ),
         ("bpf_jit_enable", read("/proc/sys/net/core/bpf_jit_enable")),
     ];
     let there = told

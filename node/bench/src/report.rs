@@ -134,8 +134,7 @@ fn write_experiment(page: &mut String, experiment: &Experiment) -> fmt::Result {
         }
     }
     writeln!(page, "<div class=\"scroll\"><table><tr><th>microseconds</th>")?;
-    let metrics = [Metric::P50, Metric::P01, Metric::Cpu, Metric::P99];
-    for metric in metrics {
+    for metric in Metric::ALL {
         write!(
             page,
             "<th>{}</th><th>/ {}</th>",
@@ -145,7 +144,7 @@ fn write_experiment(page: &mut String, experiment: &Experiment) -> fmt::Result {
     }
     writeln!(page, "</tr>")?;
     for arm in &experiment.arms {
-        write_row(page, experiment, arm, base, &metrics)?;
+        write_row(page, experiment, arm, base)?;
     }
     writeln!(page, "</table></div>")?;
     for absent in &experiment.absent {
@@ -167,33 +166,27 @@ fn write_experiment(page: &mut String, experiment: &Experiment) -> fmt::Result {
     Ok(())
 }
 
-fn write_row(
-    page: &mut String,
-    experiment: &Experiment,
-    arm: &Arm,
-    base: &Arm,
-    metrics: &[Metric],
-) -> fmt::Result {
+fn write_row(page: &mut String, experiment: &Experiment, arm: &Arm, base: &Arm) -> fmt::Result {
     write!(
         page,
         "<tr><td title=\"{}\">{}</td>",
         escaped(&arm.about),
         escaped(&arm.name)
     )?;
-    for metric in metrics {
-        let of_arm = arm.samples.get(metric).and_then(|samples| estimate(samples));
+    for metric in Metric::ALL {
+        let of_arm = arm.samples.get(&metric).and_then(|samples| estimate(samples));
         match of_arm {
             Some(found) => write!(page, "<td>{:.2}</td>", found.middle)?,
             None => write!(page, "<td>–</td>")?,
         }
         let judged = experiment
-            .judged(arm, base, *metric)
+            .judged(arm, base, metric)
             .filter(|_| arm.name != base.name);
         match judged {
             Some(Judged { ratio, verdict }) => write!(
                 page,
                 "<td class=\"{}\">{:.3} ({:.3}–{:.3})</td>",
-                class(verdict, *metric),
+                class(verdict, metric),
                 ratio.middle,
                 ratio.low,
                 ratio.high

@@ -81,6 +81,9 @@ pub enum Metric {
 }
 
 impl Metric {
+    /// All of them, headlines first.
+    pub const ALL: [Self; 4] = [Self::P50, Self::P01, Self::Cpu, Self::P99];
+
     /// Its name in tables.
     #[must_use]
     pub const fn name(self) -> &'static str {

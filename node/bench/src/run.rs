@@ -10,8 +10,6 @@ use crate::results::{Arm, Experiment, Metric};
 use crate::rounds::order;
 use crate::ways::{Built, Way};
 
-const METRICS: [Metric; 4] = [Metric::P01, Metric::P50, Metric::P99, Metric::Cpu];
-
 /// The way that is measured once more, to see what chance does.
 const AGAIN: Way = Way::Routed;
 
@@ -37,7 +35,7 @@ pub fn run(
         again: again.then(|| way.name().to_owned()),
         ours: way.is_ours(),
         peer: false,
-        samples: METRICS.map(|metric| (metric, Vec::new())).into(),
+        samples: Metric::ALL.map(|metric| (metric, Vec::new())).into(),
     };
     let ways: Vec<(Way, bool)> = Way::ALL
         .map(|way| (way, false))

@@ -10,7 +10,7 @@ use crate::lab;
 use crate::load::Operation;
 use crate::machine;
 use crate::report;
-use crate::results::{FORM, Results};
+use crate::results::{Experiment, FORM, Results};
 use crate::run::run;
 
 /// Names of the files.
@@ -51,7 +51,7 @@ impl Session {
         made.with_context(|| format!("make {}", self.directory.display()))
     }
 
-    /// Measures. The files are written after each round. `tell` hears how far it is.
+    /// Measures. The results are written after each round, the page at the end. `tell` hears how far it is.
     ///
     /// # Errors
     /// When something cannot be built or written.
@@ -82,7 +82,10 @@ impl Session {
             })?;
             results.experiments.push(measured);
         }
-        results.finished = !is_over();
+        // Told to end after the last round it is whole all the same.
+        let is_whole = |experiment: &Experiment| experiment.rounds.len() == self.rounds;
+        results.finished =
+            results.experiments.len() == self.operations.len() && results.experiments.iter().all(is_whole);
         self.write(&results)?;
         Ok(results)
     }

@@ -6,9 +6,6 @@ use crate::judge::Verdict;
 use crate::results::{Experiment, Metric, Results};
 use crate::stats::{Estimate, estimate};
 
-/// Columns, in their order.
-const METRICS: [Metric; 4] = [Metric::P50, Metric::P01, Metric::Cpu, Metric::P99];
-
 /// All of a run.
 #[must_use]
 pub fn table(results: &Results) -> String {
@@ -29,13 +26,13 @@ fn write_experiment(text: &mut String, experiment: &Experiment) -> fmt::Result {
     };
     writeln!(text, "{}: {}", experiment.name, experiment.about)?;
     write!(text, "  {:<18}", "microseconds")?;
-    for metric in METRICS {
+    for metric in Metric::ALL {
         write!(text, " {:>8}  {:<26}", metric.name(), format!("/ {}", base.name))?;
     }
     writeln!(text)?;
     for arm in &experiment.arms {
         write!(text, "  {:<18}", arm.name)?;
-        for metric in METRICS {
+        for metric in Metric::ALL {
             let of_arm = arm.samples.get(&metric).and_then(|samples| estimate(samples));
             let middle = of_arm.map_or_else(|| "-".to_owned(), |found| format!("{:.2}", found.middle));
             let judged = experiment

@@ -177,7 +177,8 @@ const NOT_HERE: [(&str, &str); 9] = [
     ),
 ];
 
-/// What the peer has that means nothing to this program: where and how it logs, and how its parts find each other.
+/// What the peer has that means nothing to this program: how it logs, how its parts find each other, which tools it works
+/// with, and what goes only with a function that is refused.
 const WITHOUT_MEANING: [&str; 15] = [
     "AWS_VPC_K8S_CNI_LOGLEVEL",
     "AWS_VPC_K8S_CNI_LOG_FILE",

@@ -299,7 +299,9 @@ impl<E: Ec2, M: Metadata, H: Home> Ipam<E, M, H> {
         let past = open
             .filter_map(Undertaking::gone_since)
             .map(|since| now + SETTLES.saturating_sub(self.age(since)));
-        let lacks_one = self.held().any(|held| !self.devices.contains(&held.eni.mac));
+        // Somebody else's may be in a pod for good.
+        let mut managed = self.held().filter(|held| self.manages(held));
+        let lacks_one = managed.any(|held| !self.devices.contains(&held.eni.mac));
         let dues = looks
             .into_iter()
             .chain(lacks_one.then(|| now + DEVICES_EVERY))
